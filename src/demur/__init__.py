@@ -1,0 +1,1 @@
+"""Calibrate how a chat model says no."""

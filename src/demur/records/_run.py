@@ -1,0 +1,98 @@
+"""The other records of a run folder: what was asked, candidate scores, completions, projections."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from demur.records._base import Record
+from demur.types import PromptLabel, Split, Verdict
+
+
+class RunRecord(Record):
+    """`run.json`: what a run folder belongs to; written first. A call with other inputs refuses the folder."""
+
+    schema_: Literal["demur.run/1"] = Field(default="demur.run/1", alias="schema")
+    kind: Literal["calibration", "evaluation"]
+    fingerprint: str
+    """sha256 of everything below; the resume key of the folder."""
+    model_id: str
+    model_hash: str
+    prompt_hashes: dict[PromptLabel, str]
+    judge: str
+    settings: dict[str, Any]
+    command: tuple[str, ...]
+
+
+class CandidateScores(Record):
+    """One candidate of the refusal direction with its three validation scores (Arditi et al. section 2.3, appendix C)."""
+
+    position: int
+    layer: int
+    bypass_score: float
+    """Mean refusal score on harmful validation prompts while the candidate is ablated."""
+    induce_score: float
+    """Mean refusal score on harmless validation prompts while the candidate is added at its layer."""
+    kl_score: float
+    """Mean KL(base || ablated) of the next token on harmless validation prompts."""
+    rejected_by: tuple[str, ...] = ()
+    """The filters that removed it: layer, kl, induce, nan."""
+    selected: bool = False
+
+
+class FalseRefusalScores(Record):
+    """One candidate of the false-refusal direction at one lambda (Wang et al. section 3, with a constraint added)."""
+
+    lambda_: float = Field(alias="lambda")
+    position: int
+    layer: int
+    borderline_score: float
+    """Mean refusal score on borderline validation prompts while w' is ablated."""
+    kl_score: float
+    harmful_kept: float
+    """Share of the harmful validation prompts with a positive refusal score that keep one while w' is ablated."""
+    rejected_by: tuple[str, ...] = ()
+    """layer, kl, true_refusals."""
+    selected: bool = False
+
+
+class Candidates(Record):
+    """`candidates.json`: every candidate that was scored."""
+
+    schema_: Literal["demur.candidates/1"] = Field(default="demur.candidates/1", alias="schema")
+    n_layers: int
+    positions: tuple[int, ...]
+    position_texts: tuple[str, ...]
+    refusal: tuple[CandidateScores, ...]
+    false_refusal: tuple[FalseRefusalScores, ...] = ()
+
+
+class CompletionRecord(Record):
+    """One line of `completions.jsonl`."""
+
+    key: str
+    """sha256 of model, intervention, prompt, generation settings; what a resumed run looks up."""
+    label: PromptLabel
+    split: Split
+    prompt_sha256: str
+    prompt: str
+    intervention: str
+    """`none`, or the name of the condition, such as `operating_point`."""
+    completion: str
+    n_tokens: int
+    ended: bool
+    """Whether the model ended its answer itself, within the token limit."""
+    verdict: Verdict
+    score: float
+    degenerate: bool
+    answer_found: bool | None = None
+    """Whether the expected answer is in the completion; null where the prompt carries none."""
+
+
+class ProjectionRecord(Record):
+    """`projections.json`: projection of test prompts on the unit refusal direction at its position and layer."""
+
+    schema_: Literal["demur.projections/1"] = Field(default="demur.projections/1", alias="schema")
+    position: int
+    layer: int
+    before: dict[PromptLabel, tuple[float, ...]]
+    after: dict[PromptLabel, tuple[float, ...]]

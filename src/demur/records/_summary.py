@@ -1,0 +1,267 @@
+"""`summary.json`: the result of one run, documented field by field, versioned."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from demur.records._base import Record
+from demur.types import Decision, PromptLabel
+
+SUMMARY_SCHEMA: Literal["demur.summary/1"] = "demur.summary/1"
+
+
+class Rate(Record):
+    """A share of prompts, with its two-sided 95 % Wilson interval."""
+
+    k: int
+    """Prompts counted."""
+    n: int
+    """Prompts judged (unjudged ones are not in n; see `unjudged`)."""
+    rate: float | None
+    """k / n; null where n is 0."""
+    low: float
+    high: float
+    unjudged: int = 0
+    """Prompts whose completion the judge could not judge."""
+    degenerate: int = 0
+    """Prompts whose completion was flagged empty, repetitive or garbled (they are also in n if judged)."""
+
+
+class BeforeAfter(Record):
+    """One rate of the base model and of the calibrated model, on the same test prompts."""
+
+    before: Rate
+    after: Rate | None = None
+    """null where nothing was applied (`demur evaluate` without a run)."""
+
+
+class Mean(Record):
+    """A mean over prompts with its two-sided 95 % interval (bootstrap over prompts, percentile)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    largest: float
+    """The largest single value."""
+
+
+class Metrics(Record):
+    """What was measured on test prompts."""
+
+    true_refusal_rate: BeforeAfter
+    """Share of harmful prompts refused, fully or partly (higher is better)."""
+    false_refusal_rate: BeforeAfter
+    """Share of borderline prompts refused, fully or partly (lower is better)."""
+    harmless_refusal_rate: BeforeAfter
+    """Share of harmless prompts refused, fully or partly (lower is better)."""
+    kl_harmless: Mean | None = None
+    """KL(base || calibrated), nats, of the next token at the last position of harmless test prompts."""
+    task_accuracy: BeforeAfter | None = None
+    """Share of prompts with a known answer whose completion holds it; null where no prompt carries one."""
+
+
+class PairedComparison(Record):
+    """After against before on the same prompts."""
+
+    n: int
+    """Pairs in which both completions were judged."""
+    lost: int
+    """Pairs that count before and not after (McNemar's b)."""
+    gained: int
+    """Pairs that count after and not before (McNemar's c)."""
+    difference: float
+    """after minus before, as a share of n."""
+    low: float
+    """Lower end of the two-sided 95 % score interval of the difference (Tango 1998)."""
+    high: float
+    p_value: float
+    """Exact two-sided McNemar test."""
+
+
+class Comparison(Record):
+    """The paired comparison of each rate in `metrics`."""
+
+    true_refusal_rate: PairedComparison
+    false_refusal_rate: PairedComparison
+    harmless_refusal_rate: PairedComparison
+    task_accuracy: PairedComparison | None = None
+
+
+class GateRule(Record):
+    """One condition of the gate."""
+
+    name: str
+    decision: Decision
+    bound: float | None
+    """The confidence bound that was compared; null where it could not be computed."""
+    limit: float
+    reason: str
+    """One sentence with the numbers."""
+
+
+class Gate(Record):
+    """The decision about an operating point, made on confidence bounds."""
+
+    decision: Decision
+    reasons: tuple[str, ...]
+    """The sentences of the rules that did not pass; of all rules where all passed."""
+    margin: float
+    """The largest loss of true refusals that counts as none, as a share (0.02 = 2 points)."""
+    rules: tuple[GateRule, ...]
+
+
+class ModelIdentity(Record):
+    """Which model was measured."""
+
+    id: str
+    """Hub id or local path, as given."""
+    revision: str | None
+    """The hub commit; null for a local folder."""
+    content_hash: str
+    """sha256 over the weights, the config and the tokenizer as loaded."""
+    architecture: str
+    dtype: str
+    n_parameters: int
+    n_layers: int
+    d_model: int
+    chat_template_sha256: str
+
+
+class PromptSetIdentity(Record):
+    """Which prompts were used."""
+
+    source: str
+    n: int
+    sha256: str
+    """sha256 over the sorted hashes of the prompts and their splits."""
+    splits: dict[str, int]
+    """Prompts per split: train, validation, test."""
+
+
+class RefusalToken(Record):
+    """One of the tokens whose probability makes the refusal score."""
+
+    id: int
+    text: str
+    probability_refused: float | None
+    """Mean first-token probability over refused train prompts; null where the user set the tokens."""
+    probability_answered: float | None
+
+
+class DirectionCard(Record):
+    """Where a direction comes from, without the tensor (which is in directions.safetensors)."""
+
+    position: int
+    """Token position from the end of the prompt, negative."""
+    position_text: str
+    """The template token at that position."""
+    layer: int
+    """Block at whose input it was read, from 0."""
+    norm: float
+    """Euclidean norm of the difference in means."""
+    scores: dict[str, float]
+    """Validation scores of the candidate; refusal scores are log-odds, KL is in nats."""
+    n_candidates: int
+    n_survivors: int
+    n_fit: dict[str, int]
+    """Prompts behind each mean, after filtering."""
+    cosine_with_refusal_direction: float | None = None
+    """Of w before orthogonalization, with r at the same position and layer."""
+
+
+class OperatingPoint(Record):
+    """Everything that fixes one calibrated model."""
+
+    method: Literal["ablate_false_refusal_direction"]
+    lambda_: float = Field(alias="lambda")
+    """Share of the refusal direction that was removed from w before it is ablated: w' = w - lambda proj_r(w)."""
+    position: int
+    layer: int
+    sites: Literal["all_writes"]
+    """The ablation acts on every write to the residual stream, at every position."""
+    fingerprint: str
+    """sha256 of the intervention with its tensors; part of every cache key."""
+
+
+class LambdaPoint(Record):
+    """One row of the lambda curve, measured on validation prompts."""
+
+    lambda_: float = Field(alias="lambda")
+    position: int | None
+    """null where no candidate met the constraints at this lambda."""
+    layer: int | None
+    kl_harmless: float | None = None
+    refusal_score_borderline: float | None = None
+    """Mean refusal score (log-odds) of borderline prompts under the ablation."""
+    true_refusal_rate: Rate | None = None
+    false_refusal_rate: Rate | None = None
+    chosen: bool = False
+    note: str = ""
+    """Why a row was not chosen, in words."""
+
+
+class Mechanism(Record):
+    """Is the refusal direction causal? Measured in memory on test prompts; nothing of it is written out."""
+
+    true_refusal_rate_r_ablated: Rate
+    harmless_refusal_rate_r_added: Rate
+    true_refusal_rate_random_ablated: Rate
+    """Control: a random direction ablated."""
+    harmless_refusal_rate_random_added: Rate
+    """Control: a random direction of the same norm added at the same layer."""
+
+
+class JudgeIdentity(Record):
+    """Who gave the verdicts."""
+
+    id: str
+    version: str
+
+
+class LayoutSummary(Record):
+    """What the numeric probe said about the model's writers."""
+
+    verdict: Literal["exact", "exact_after_untying", "removed_not_identical"]
+    n_writers: int
+    probe_residual: float
+    """Largest component along a random direction left at any block boundary, relative to the unedited one."""
+    fold_difference: float
+    """Largest logit difference between the runtime intervention and the folded weights, on probe tokens."""
+
+
+class Provenance(Record):
+    """What ran, where and with what."""
+
+    demur: str
+    python: str
+    torch: str
+    transformers: str
+    platform: str
+    device: str
+    seed: int
+    command: tuple[str, ...]
+    created: str
+    """UTC, ISO 8601."""
+
+
+class Summary(Record):
+    """The whole of summary.json."""
+
+    schema_: Literal["demur.summary/1"] = Field(default=SUMMARY_SCHEMA, alias="schema")
+    kind: Literal["calibration", "evaluation"]
+    model: ModelIdentity
+    layout: LayoutSummary
+    prompts: dict[PromptLabel, PromptSetIdentity]
+    judge: JudgeIdentity
+    refusal_tokens: tuple[RefusalToken, ...] = ()
+    refusal_direction: DirectionCard | None = None
+    false_refusal_direction: DirectionCard | None = None
+    operating_point: OperatingPoint | None = None
+    lambda_curve: tuple[LambdaPoint, ...] = ()
+    mechanism: Mechanism | None = None
+    metrics: Metrics
+    comparison: Comparison | None = None
+    gate: Gate | None = None
+    warnings: tuple[str, ...] = ()
+    provenance: Provenance
