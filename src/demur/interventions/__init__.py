@@ -1,0 +1,19 @@
+"""Changing a model inside a context, folding the change into weights, exporting it."""
+
+from demur.interventions._intervention import (
+    ActivationAddition,
+    Combined,
+    DirectionalAblation,
+    Intervention,
+    ablating_rows,
+    adding_rows,
+)
+
+__all__ = [
+    "ActivationAddition",
+    "Combined",
+    "DirectionalAblation",
+    "Intervention",
+    "ablating_rows",
+    "adding_rows",
+]

@@ -1,0 +1,194 @@
+"""Interventions on a live model: frozen values that are applied in a context (hooks) or folded into the weights.
+
+`applied_to` and `folded_into` change nothing for good: hooks are removed and the very same parameters are put back when
+the context ends, also after an error.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from demur.errors import UnsupportedInterventionError
+from demur.models import ChatModel, hooked, swapped_parameters
+
+
+class Intervention(Protocol):
+    """A change to the residual stream."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the kind and all its numbers: part of every cache key."""
+
+    def applied_to(self, chat: ChatModel) -> AbstractContextManager[None]:
+        """A context in which hooks make the change at run time, for prompts and generated tokens alike."""
+
+    def folded_into(self, chat: ChatModel) -> AbstractContextManager[None]:
+        """A context in which the weights themselves make the change, with no hooks."""
+
+
+def _digest(kind: str, *parts: object) -> str:
+    digest = hashlib.sha256(kind.encode())
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(str(tuple(part.shape)).encode())
+            digest.update(part.detach().to(torch.float64).cpu().contiguous().numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def remove_components(stream: Tensor, basis: Tensor) -> Tensor:
+    """Return x - B^T B x for an orthonormal basis: directional ablation (Arditi et al. equation 4).
+
+    Args:
+        stream: [batch, token, d_model].
+        basis: [k, d_model], or [batch, 1, d_model] for one direction per row.
+    """
+    # Half precision would renormalize the direction by up to 1e-3; the two products are small against the block.
+    exact = stream if stream.dtype in (torch.float32, torch.float64) else stream.float()
+    basis = basis.to(device=exact.device, dtype=exact.dtype)
+    per_row = basis.dim() == 3
+    along = (exact * basis).sum(-1, keepdim=True) * basis if per_row else (exact @ basis.T) @ basis
+    return torch.sub(exact, along).to(stream.dtype)
+
+
+@contextmanager
+def _ablating(chat: ChatModel, basis: Tensor) -> Iterator[None]:
+    layout = chat.layout
+    with hooked(
+        chat.module,
+        inputs={layout.blocks[0]: lambda stream: remove_components(stream, basis)},
+        outputs={site.module: lambda output: remove_components(output, basis) for site in layout.sites},
+    ):
+        yield
+
+
+@dataclass(frozen=True)
+class DirectionalAblation:
+    """Remove the span of one or more directions from every write to the residual stream, at every position.
+
+    The stream then never has a component in that span, so this equals removing it at every block input, attention
+    output and MLP output (Arditi et al. section 2.4). Folded, it is weight orthogonalization (section 4.1).
+    """
+
+    directions: Tensor
+    """[k, d_model] or [d_model]; normalized and made orthogonal among themselves."""
+
+    @property
+    def basis(self) -> Tensor:
+        """[k, d_model], orthonormal, float64."""
+        rows = self.directions.to(torch.float64).reshape(-1, self.directions.shape[-1])
+        norms = rows.norm(dim=-1)
+        if not torch.isfinite(norms).all() or (norms == 0).any():
+            raise UnsupportedInterventionError(
+                "a direction to ablate is zero or not finite; it would change nothing or destroy the model."
+            )
+        if len(rows) == 1:
+            return torch.div(rows, norms[:, None])
+        basis: Tensor = torch.linalg.qr(rows.T).Q.T.contiguous()
+        return basis
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the basis."""
+        return _digest("directional_ablation", self.basis)
+
+    def applied_to(self, chat: ChatModel) -> AbstractContextManager[None]:
+        """Ablate at run time, by hooks."""
+        return _ablating(chat, self.basis)
+
+    def folded_parameters(self, chat: ChatModel) -> dict[str, Tensor]:
+        """Every edited parameter by name; the model itself is not touched."""
+        parameters = dict(chat.module.named_parameters(remove_duplicate=False))
+        edited: dict[str, Tensor] = {}
+        for writer in chat.layout.writers:
+            source = edited.get(writer.parameter, parameters[writer.parameter])
+            edited[writer.parameter] = writer.without(source, self.basis)
+        return edited
+
+    def folded_into(self, chat: ChatModel) -> AbstractContextManager[None]:
+        """Weight orthogonalization of every writer, biases included; tied embeddings leave the output head alone."""
+        return swapped_parameters(chat.module, self.folded_parameters(chat))
+
+
+@dataclass(frozen=True)
+class ActivationAddition:
+    """Add a vector to the input of one block, at every position (Arditi et al. equation 3)."""
+
+    vector: Tensor
+    """[d_model]; the coefficient is already in it."""
+    layer: int
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the vector and the layer."""
+        return _digest("activation_addition", self.vector, self.layer)
+
+    @contextmanager
+    def applied_to(self, chat: ChatModel) -> Iterator[None]:
+        """Add at run time, by a hook."""
+
+        def add(stream: Tensor) -> Tensor:
+            return stream + self.vector.to(stream)
+
+        with hooked(chat.module, inputs={chat.layout.blocks[self.layer]: add}):
+            yield
+
+    def folded_into(self, chat: ChatModel) -> AbstractContextManager[None]:
+        """Not possible in general.
+
+        Raises:
+            UnsupportedInterventionError: always.
+        """
+        raise UnsupportedInterventionError(
+            f"{chat.name}: adding a vector is a bias, for which most checkpoints have no place; use applied_to."
+        )
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Several interventions at once, applied in order."""
+
+    parts: Sequence[Intervention]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the parts' fingerprints."""
+        return _digest("combined", *(part.fingerprint for part in self.parts))
+
+    @contextmanager
+    def applied_to(self, chat: ChatModel) -> Iterator[None]:
+        """Apply all parts at run time."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.applied_to(chat))
+            yield
+
+    @contextmanager
+    def folded_into(self, chat: ChatModel) -> Iterator[None]:
+        """Fold all parts, one after the other."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.folded_into(chat))
+            yield
+
+
+def ablating_rows(chat: ChatModel, directions: Tensor) -> AbstractContextManager[None]:
+    """Ablate another direction in every row of the batch: `directions` is [batch, d_model], unit vectors."""
+    return _ablating(chat, directions[:, None])
+
+
+@contextmanager
+def adding_rows(chat: ChatModel, vectors: Tensor, *, layer: int) -> Iterator[None]:
+    """Add another vector in every row of the batch at the input of one block: `vectors` is [batch, d_model]."""
+
+    def add(stream: Tensor) -> Tensor:
+        return stream + vectors[:, None].to(stream)
+
+    with hooked(chat.module, inputs={chat.layout.blocks[layer]: add}):
+        yield

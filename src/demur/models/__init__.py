@@ -1,0 +1,28 @@
+"""The only code that knows transformers: loading, rendering, the layout of blocks and writers, hooks, generation."""
+
+from demur.models._chat_model import ChatModel, length_sorted_batches
+from demur.models._chat_template import ChatTemplate
+from demur.models._generation import Completion
+from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_parameters
+from demur.models._layout import Layout, Writer, WriteSite, discover_layout
+from demur.models._loading import load_chat_model
+from demur.models._probe import ProbeResult, last_stream, probe_layout
+
+__all__ = [
+    "ChatModel",
+    "ChatTemplate",
+    "Completion",
+    "Layout",
+    "ProbeResult",
+    "WriteSite",
+    "Writer",
+    "discover_layout",
+    "hook_count",
+    "hooked",
+    "last_stream",
+    "length_sorted_batches",
+    "load_chat_model",
+    "probe_layout",
+    "reading_inputs",
+    "swapped_parameters",
+]

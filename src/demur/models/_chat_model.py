@@ -1,0 +1,147 @@
+"""A loaded chat model: weights, tokenizer, template and proved layout in one object."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demur.errors import ModelError
+from demur.models._chat_template import ChatTemplate
+from demur.models._generation import Completion, forward_inputs, generate_greedy, last_logits, pad_batch
+from demur.models._hooks import model_device
+from demur.models._layout import Layout, discover_layout
+from demur.models._probe import ProbeResult, probe_layout
+from demur.records import ModelIdentity
+
+_PROBE_TEXT = "Write one line."
+
+
+@dataclass
+class ChatModel:
+    """A Hugging Face causal language model that answers chat prompts.
+
+    Args:
+        model: a transformers causal language model, in evaluation mode.
+        tokenizer: its tokenizer, with a chat template.
+        name: hub id or path, as recorded.
+        revision: hub commit, if any.
+        template: how prompts are rendered; by default the tokenizer's template without a system prompt.
+
+    Raises:
+        LayoutError: the writers of the residual stream cannot be found or proved.
+        ModelError: no chat template, or it cannot render a prompt.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str = "in-memory"
+    revision: str | None = None
+    template: ChatTemplate = field(default=None)  # type: ignore[assignment]
+    layout: Layout = field(init=False)
+    probe: ProbeResult = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.template is None:
+            self.template = ChatTemplate(self.tokenizer)
+        self.model.eval()
+        inputs = self.probe_inputs()
+        self.layout, _ = discover_layout(self.model, inputs)
+        self.probe = probe_layout(self.model, self.layout, inputs)
+
+    def probe_inputs(self) -> dict[str, Tensor]:
+        """Forward arguments for one short rendered prompt, with logits at every position."""
+        batch = pad_batch([self.template.encode(_PROBE_TEXT)], pad=self.pad_token, side="left", device=self.device)
+        return forward_inputs(self.model, batch, last_logits_only=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that takes the input tokens."""
+        return model_device(self.model)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as a plain module: what hooks and parameter names refer to."""
+        module: nn.Module = self.model
+        return module
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.layout.blocks)
+
+    @property
+    def pad_token(self) -> int:
+        """The padding token; where there is none, the end token stands in (it is masked anyway)."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
+            if token is not None:
+                return int(token)
+        return 0
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """What a record says about this model."""
+        parameters = list(self.model.parameters())
+        return ModelIdentity(
+            id=self.name,
+            revision=self.revision,
+            content_hash=self._content_hash(),
+            architecture=type(self.model).__name__,
+            dtype=str(parameters[0].dtype).removeprefix("torch."),
+            n_parameters=sum(parameter.numel() for parameter in parameters),
+            n_layers=self.n_layers,
+            d_model=self.layout.d_model,
+            chat_template_sha256=hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
+        )
+
+    def _content_hash(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(str(self.tokenizer.chat_template).encode())
+        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        return digest.hexdigest()
+
+    def encode(self, prompts: Iterable[str]) -> list[list[int]]:
+        """Rendered and tokenized prompts."""
+        return [self.template.encode(prompt) for prompt in prompts]
+
+    def batch(self, sequences: Sequence[Sequence[int]], *, side: str = "left") -> dict[str, Tensor]:
+        """A padded batch on the model's device."""
+        return pad_batch(sequences, pad=self.pad_token, side=side, device=self.device)
+
+    def run(self, batch: dict[str, Tensor]) -> None:
+        """One forward pass for its hooks; logits are computed at the last position only."""
+        with torch.no_grad():
+            self.model(**forward_inputs(self.model, batch))
+
+    def next_token_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits at the last position of a left-padded batch, [batch, vocabulary].
+
+        Raises:
+            ModelError: a logit is not finite.
+        """
+        logits = last_logits(self.model, batch)
+        if not torch.isfinite(logits).all() and torch.isnan(logits).any():
+            raise ModelError(
+                f"{self.name}: the model's logits are NaN. Half precision overflows in some models: load it with "
+                "--dtype bfloat16 or --dtype float32; if that does not help, the weights are damaged."
+            )
+        return logits
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
+        """Greedy answers to one batch of prompts, in their order."""
+        return generate_greedy(
+            self.model, self.tokenizer, self.encode(prompts), pad=self.pad_token, max_new_tokens=max_new_tokens
+        )
+
+
+def length_sorted_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, so that little is padded and memory peaks at the start."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

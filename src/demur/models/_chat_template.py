@@ -1,0 +1,101 @@
+"""One renderer for everything: the tokenizer's own chat template, at most one BOS, no added special tokens.
+
+Knows nothing about models or layers. Positions are computed from renderings, never typed in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from demur.errors import ModelError
+
+# Instructions that end and begin differently in every way that a tokenizer could merge with the template's text:
+# a letter, a digit, punctuation, a closing bracket, a quote, a non-Latin letter.
+_PROBES = ("List three rivers", "What is 17 + 25", "Is it raining?", "Name (one)", 'Say "yes"', "Wie spät ist es è")
+_SENTINEL = "zqxjkvbp"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Renders a user prompt as the model expects it, up to and including the generation prompt.
+
+    Attributes:
+        tokenizer: a transformers tokenizer with a chat template.
+        system: the system prompt, or None for none. Recorded with every measurement.
+        options: further variables of the template, such as `enable_thinking`.
+    """
+
+    tokenizer: Any
+    system: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ModelError(
+                "the tokenizer has no chat template, so it is not a chat model's (or the template file is missing from "
+                "its folder). Use the chat (instruct) version of the model, or save a `chat_template` with it."
+            )
+        ids = self.encode(_PROBES[0])
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos:
+            raise ModelError(
+                f"the chat template renders the beginning-of-sequence token {self.tokenizer.bos_token!r} twice; "
+                "remove one from the template."
+            )
+
+    def render(self, prompt: str) -> str:
+        """The text the model reads for one user prompt.
+
+        Raises:
+            ModelError: the template refuses the messages, or changes the prompt text.
+        """
+        messages = [{"role": "user", "content": prompt}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.options
+            )
+        except Exception as error:
+            # Templates raise whatever they like through jinja's raise_exception; the text is all that helps.
+            hint = " Try without a system prompt." if self.system is not None else ""
+            raise ModelError(f"the chat template does not accept the messages: {error}.{hint}") from error
+        return str(text)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of the rendered prompt; the template alone decides about special tokens."""
+        return list(self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"])
+
+    def post_instruction_tokens(self) -> tuple[int, ...]:
+        """Token ids that follow the instruction in every rendering (Arditi et al. section 2.3, "post-instruction").
+
+        Found as the longest common suffix of the renderings of instructions that share no ending, so that a token in
+        which the tokenizer merges the end of the instruction with the template is not counted.
+
+        Raises:
+            ModelError: the renderings share no suffix, or do not contain the instruction.
+        """
+        if _SENTINEL not in self.render(_SENTINEL):
+            raise ModelError("the chat template drops the user's text; no prompt can be measured with it.")
+        encoded = [self.encode(probe) for probe in _PROBES]
+        suffix = common_suffix(encoded)
+        if not suffix:
+            raise ModelError(
+                "the renderings of different prompts have no common ending, so there is no post-instruction position; "
+                "does the template add a generation prompt?"
+            )
+        return tuple(suffix)
+
+    def post_instruction_texts(self) -> tuple[str, ...]:
+        """The text of each post-instruction token, in order."""
+        return tuple(self.tokenizer.decode([token]) for token in self.post_instruction_tokens())
+
+
+def common_suffix(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """The longest list of tokens with which all sequences end."""
+    suffix: list[int] = []
+    for tokens in zip(*(reversed(sequence) for sequence in sequences), strict=False):
+        if len(set(tokens)) > 1:
+            break
+        suffix.append(tokens[0])
+    return suffix[::-1]

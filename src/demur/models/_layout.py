@@ -1,0 +1,314 @@
+"""The layout of a loaded model: its decoder blocks and every parameter that writes to the residual stream.
+
+Found by structure, from the tape of one forward pass over a few tokens: which tensors are added to the stream, and
+which parameters those tensors are linear in. No list of model families decides. `_probe` proves the result by numbers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from demur.errors import LayoutError
+from demur.models._hooks import first_tensor, stream_argument
+from demur.models._tape import Ref, Tape
+from demur.models._terms import Explanation, Scale, Term, additive_terms
+
+WriterKind = Literal["embedding", "attention", "mlp", "bias", "norm_bias", "other"]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One parameter that writes to the residual stream."""
+
+    parameter: str
+    """Name as in `model.named_parameters()`."""
+    axis: int
+    """The dimension of the parameter that runs along the hidden dimension of the stream."""
+    block: int | None
+    """Index of the block that holds it; None for embeddings."""
+    kind: WriterKind
+    steps: tuple[Scale, ...] = ()
+    """Channel-wise steps between the parameter and the stream (a norm after the write), outermost first."""
+
+    def reading(self, direction: Tensor) -> Tensor:
+        """The unit vector to remove from the parameter so that what reaches the stream has none of `direction`.
+
+        With a norm of scale g after the write, direction . (g * W x) = (g * direction) . W x; a LayerNorm's mean
+        subtraction is symmetric, so it is applied to the vector likewise.
+        """
+        vector = direction.to(torch.float64)
+        for step in self.steps:
+            if step.kind == "scale" and step.vector is not None:
+                vector = vector * step.vector.to(vector)
+            else:
+                vector = vector - vector.mean()
+        unit: Tensor = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+        return unit
+
+    def without(self, tensor: Tensor, directions: Tensor) -> Tensor:
+        """A copy of the parameter's `tensor` that writes nothing along any of `directions`.
+
+        W - U U^T W with U an orthonormal basis of the readings (Arditi et al. section 4.1, weight orthogonalization),
+        computed in float64 and returned in the tensor's dtype.
+
+        Args:
+            tensor: the parameter's values.
+            directions: [k, d_model].
+        """
+        readings = torch.stack([self.reading(direction) for direction in directions]).to(tensor.device)
+        basis = torch.linalg.qr(readings.T).Q
+        result = tensor.detach().clone()
+        # [d_model, everything else], edited in slices so that the float64 copy stays small.
+        rows = result.movedim(self.axis, 0)
+        flat = rows.reshape(rows.shape[0], -1)
+        for columns in torch.split(flat, 65536, dim=1):
+            exact = columns.to(torch.float64)
+            columns.copy_(exact - basis @ (basis.T @ exact))
+        return flat.reshape(rows.shape).movedim(0, self.axis).contiguous()
+
+
+@dataclass(frozen=True)
+class WriteSite:
+    """A module whose output, up to one number per token, is added to the stream."""
+
+    module: str
+    block: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Blocks, writers and write sites of one model. All paths are relative to the loaded model."""
+
+    blocks: tuple[str, ...]
+    """Decoder blocks in the order in which they run."""
+    d_model: int
+    """Width of the residual stream."""
+    writers: tuple[Writer, ...]
+    sites: tuple[WriteSite, ...]
+    """Where a hook can change each write inside the blocks; the embeddings are changed at the first block's input."""
+    dtype: torch.dtype
+    """The narrowest dtype on the way of any write to the stream; it bounds how exact an edit can be."""
+    tied_embedding: str | None = None
+    """The input embedding's parameter when another module uses the same tensor, else None."""
+
+    @property
+    def has_norm_after_write(self) -> bool:
+        """Whether a channel-wise norm stands between a weight and the stream (Gemma 2 and 3, OLMo 2, ...)."""
+        return any(writer.steps for writer in self.writers)
+
+
+@dataclass
+class ForwardTrace:
+    """The tape of one forward pass with the tensors that entered and left each module."""
+
+    tape: Tape
+    entered: dict[str, int]
+    """Module path -> value of its input stream (first call)."""
+    left: dict[str, int]
+    """Module path -> value of its (first) output tensor (first call)."""
+    order: list[str]
+    """Module paths in the order of their calls."""
+    calls: dict[str, int]
+
+
+def record_forward(model: nn.Module, inputs: dict[str, Tensor]) -> ForwardTrace:
+    """Run one forward pass under a tape and note the tensors at the doors of every module."""
+    tape = Tape(model)
+    trace = ForwardTrace(tape, {}, {}, [], {})
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = names[id(module)]
+        trace.calls[name] = trace.calls.get(name, 0) + 1
+        stream = stream_argument(args, kwargs)
+        if stream is not None and name not in trace.entered:
+            trace.entered[name] = tape.number(stream)
+            trace.order.append(name)
+
+    def after(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is not None:
+            trace.left.setdefault(names[id(module)], tape.number(tensor))
+
+    handles = []
+    try:
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after))
+        with torch.no_grad(), tape:
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trace
+
+
+def discover_layout(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Layout, ForwardTrace]:
+    """Find blocks and writers from one forward pass over `inputs` (a few tokens).
+
+    Raises:
+        LayoutError: no chain of blocks was found, or something is added to the stream that cannot be traced back to
+            parameters; the message lists what was found and what was missed.
+    """
+    trace = record_forward(model, inputs)
+    blocks = _find_blocks(model, trace)
+    d_model = trace.tape.tensors[trace.entered[blocks[0]]].shape[-1]
+    writers: dict[tuple[str, int], Writer] = {}
+    sites: list[WriteSite] = []
+    problems: list[str] = []
+    entry = trace.entered[blocks[0]]
+    explained = [_explain(trace, entry)]
+    _collect(explained[0].terms, trace, None, "", writers, problems)
+    for index, path in enumerate(blocks):
+        explained.append(_explain(trace, trace.left[path], stops=[trace.entered[path]]))
+        _check_stream(explained[-1].terms, path, problems)
+        _collect(explained[-1].terms, trace, index, path, writers, problems)
+        sites.extend(_find_sites(trace, path, index, problems))
+    if problems:
+        raise LayoutError(_describe(model, blocks, writers, problems))
+    dtype = max((each.dtype for each in explained), key=lambda dtype: torch.finfo(dtype).eps)
+    tied = _tied_embedding(model, writers.values())
+    return Layout(blocks, d_model, tuple(writers.values()), tuple(sites), dtype, tied), trace
+
+
+def _explain(trace: ForwardTrace, value: int, stops: Iterable[int] = ()) -> Explanation:
+    """The additive terms of a tensor whose last dimension is the hidden one."""
+    return additive_terms(trace.tape, value, trace.tape.tensors[value].dim() - 1, stops)
+
+
+def _find_blocks(model: nn.Module, trace: ForwardTrace) -> tuple[str, ...]:
+    """The longest module list whose members ran once each, in order, each reading what the one before it returned."""
+    best: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
+            continue
+        paths = tuple(f"{name}.{child}" for child, _ in module.named_children())
+        ran = all(trace.calls.get(path) == 1 and path in trace.entered and path in trace.left for path in paths)
+        if not ran or any(trace.tape.tensors[trace.entered[path]].dim() != 3 for path in paths):
+            continue
+        chained = all(_same_stream(trace, trace.left[one], trace.entered[two]) for one, two in pairwise(paths))
+        if chained and len(paths) > len(best):
+            best = paths
+    if not best:
+        raise LayoutError(
+            f"{type(model).__name__}: no list of decoder blocks was found that run one after the other on the same "
+            "hidden states. demur needs a decoder-only causal language model; please report the architecture."
+        )
+    return best
+
+
+def _same_stream(trace: ForwardTrace, one: int, two: int) -> bool:
+    """Whether `two` is `one`, up to reshapes."""
+    if one == two:
+        return True
+    terms = _explain(trace, two, stops=[one]).terms
+    return len(terms) == 1 and terms[0].kind == "stop" and not terms[0].steps
+
+
+def _check_stream(terms: Iterable[Term], path: str, problems: list[str]) -> None:
+    streams = [term for term in terms if term.kind == "stop"]
+    if not streams:
+        problems.append(f"{path}: its output does not contain its input as a summand, so it has no residual stream")
+    elif any(term.steps for term in streams):
+        problems.append(f"{path}: a norm acts on the residual stream itself (post-norm on the stream)")
+
+
+def _collect(
+    terms: Iterable[Term],
+    trace: ForwardTrace,
+    block: int | None,
+    path: str,
+    writers: dict[tuple[str, int], Writer],
+    problems: list[str],
+) -> None:
+    """Turn the parameter terms of one place into writers; note what could not be traced."""
+    for term in terms:
+        if term.kind == "unknown":
+            where = path or "the embeddings"
+            problems.append(f"{where}: something that is added to the residual stream {term.reason}")
+        elif term.kind == "parameter":
+            name = trace.tape.parameters[term.value]
+            kind = _kind(name, block, trace.tape.tensors[term.value], path)
+            writers.setdefault((name, term.axis), Writer(name, term.axis, block, kind, term.steps))
+
+
+def _kind(name: str, block: int | None, tensor: Tensor, path: str) -> WriterKind:
+    """A word for the table that people read; nothing is decided by it."""
+    if tensor.dim() == 1:
+        return "norm_bias" if "norm" in name or "ln_" in name else "bias"
+    if block is None:
+        return "embedding"
+    inside = name.removeprefix(path + ".").lower()
+    if "attn" in inside or "attention" in inside:
+        return "attention"
+    if any(word in inside for word in ("mlp", "feed_forward", "ffn", "expert", "dense", "fc", "moe")):
+        return "mlp"
+    return "other"
+
+
+def _find_sites(trace: ForwardTrace, path: str, block: int, problems: list[str]) -> list[WriteSite]:
+    """For each summand of a block's output that is not the stream: the innermost module that returns it."""
+    returned: dict[int, str] = {}
+    inside = [name for name in trace.order if name.startswith(path + ".")]
+    for name in sorted(inside, key=lambda name: -name.count(".")):
+        if name in trace.left:
+            returned.setdefault(trace.left[name], name)
+    sites: dict[str, WriteSite] = {}
+    pending = [trace.left[path]]
+    stream = trace.entered[path]
+    while pending:
+        value = pending.pop()
+        terms = _explain(trace, value, stops=[stream]).terms
+        if not terms or value == stream:
+            continue
+        if value in returned and all(term.kind != "stop" for term in terms):
+            sites[returned[value]] = WriteSite(returned[value], block)
+            continue
+        op = trace.tape.ops.get(value)
+        refs = _commuting_inputs(trace, value) if op is not None else []
+        if not refs:
+            problems.append(f"{path}: no module returns one of the tensors that are added to the stream")
+        pending.extend(refs)
+    return sorted(sites.values(), key=lambda site: trace.order.index(site.module))
+
+
+def _commuting_inputs(trace: ForwardTrace, value: int) -> list[int]:
+    """The inputs of an operation with which removing a direction commutes: sums, reshapes, one number per token."""
+    op = trace.tape.ops[value]
+    shape = trace.tape.tensors[value].shape
+    refs = [arg.value for arg in op.args if isinstance(arg, Ref)]
+    if op.name.rstrip("_") in ("add", "sub", "mul", "div", "neg"):
+        wide = [ref for ref in refs if trace.tape.tensors[ref].shape[-1:] == shape[-1:]]
+        if op.name.rstrip("_") in ("mul", "div") and len(wide) != 1:
+            return []
+        return wide
+    if op.name in ("view", "_unsafe_view", "_to_copy", "clone", "unsqueeze", "squeeze", "alias", "detach"):
+        return refs[:1]
+    return []
+
+
+def _tied_embedding(model: nn.Module, writers: Iterable[Writer]) -> str | None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for writer in writers:
+        if writer.kind == "embedding":
+            sharing = [name for name, p in parameters.items() if p is parameters[writer.parameter]]
+            if len(sharing) > 1:
+                return writer.parameter
+    return None
+
+
+def _describe(
+    model: nn.Module, blocks: tuple[str, ...], writers: dict[tuple[str, int], Writer], problems: list[str]
+) -> str:
+    found = ", ".join(writer.parameter for writer in list(writers.values())[:6]) or "none"
+    more = f" and {len(writers) - 6} more" if len(writers) > 6 else ""
+    missed = "\n  - ".join(dict.fromkeys(problems))
+    return (
+        f"{type(model).__name__}: not every write to the residual stream could be traced to a parameter, so demur will "
+        f"not edit this model.\n  blocks: {len(blocks)} ({blocks[0]} ...)\n  writers found: {found}{more}\n"
+        f"  not understood:\n  - {missed}"
+    )

@@ -1,0 +1,154 @@
+"""The numeric proof of a layout, on a few tokens.
+
+Two independent checks. With all writers orthogonalized to a random unit vector, the stream has no component along it at
+any block boundary: no parameter that writes was missed. With all write sites silenced, the stream leaves the last block
+as it entered the first: no place that writes was missed.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demur.errors import LayoutError
+from demur.models._hooks import first_tensor, hooked, reading_inputs, swapped_parameters
+from demur.models._layout import Layout
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 5e-2}
+"""Largest residual that counts as none: rounding of the dtype, relative to the root mean square of the stream."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the probe measured."""
+
+    residual: float
+    """Largest |u . x| / rms(x) over block boundaries and tokens, all writers orthogonalized to u."""
+    baseline: float
+    """The same without orthogonalization: what the residual is to be compared with."""
+    silent_difference: float
+    """Largest relative change of the stream through all blocks with every write site silenced."""
+    tolerance: float
+
+
+def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *, seed: int = 0) -> ProbeResult:
+    """Measure whether the layout's writers and sites are all there are.
+
+    Needs the memory of one block's writers beyond the model.
+
+    Raises:
+        LayoutError: the numbers say that a writer or a site was missed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(layout.d_model, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm()
+    tolerance = TOLERANCES.get(layout.dtype, 5e-2)
+    before = _boundary_components(model, layout, inputs, direction)
+    with orthogonalized_blockwise(model, layout, direction[None]):
+        after = _boundary_components(model, layout, inputs, direction)
+    result = ProbeResult(max(after), max(before), _silent_difference(model, layout, inputs), tolerance)
+    if not result.residual <= tolerance:
+        worst = max(range(len(after)), key=after.__getitem__)
+        where = "the embeddings" if worst == 0 else f"block {worst - 1} ({layout.blocks[worst - 1]})"
+        raise LayoutError(
+            f"{type(model).__name__}: a parameter that writes to the residual stream was missed: with all "
+            f"{len(layout.writers)} known writers orthogonalized, {result.residual:.2e} of a random direction is "
+            f"left after {where} (tolerance {tolerance:.0e}). demur will not edit this model; please report the "
+            "architecture."
+        )
+    if not result.silent_difference <= tolerance:
+        raise LayoutError(
+            f"{type(model).__name__}: a write to the residual stream was missed: with all {len(layout.sites)} known "
+            f"write sites silenced, the stream still changes by {result.silent_difference:.2e} "
+            f"(tolerance {tolerance:.0e}). demur will not edit this model; please report the architecture."
+        )
+    return result
+
+
+@contextmanager
+def orthogonalized_blockwise(model: nn.Module, layout: Layout, directions: Tensor) -> Iterator[None]:
+    """Orthogonalize all writers while the context is open, one block's at a time.
+
+    Embeddings are swapped for the whole context; each block's writers are swapped when it starts and put back when it
+    returns, so the extra memory is that of one block.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def edited(block: int | None) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = {}
+        for writer in layout.writers:
+            if writer.block == block:
+                source = result.get(writer.parameter, parameters[writer.parameter])
+                result[writer.parameter] = writer.without(source, directions)
+        return result
+
+    with ExitStack() as stack:
+        stack.enter_context(swapped_parameters(model, edited(None)))
+        for index, path in enumerate(layout.blocks):
+            open_swaps: list[ExitStack] = []
+            before, after = _swap_hooks(model, edited, index, open_swaps)
+            module = model.get_submodule(path)
+            stack.callback(module.register_forward_pre_hook(before).remove)
+            stack.callback(module.register_forward_hook(after, always_call=True).remove)
+        yield
+
+
+def _swap_hooks(
+    model: nn.Module, edited: Callable[[int | None], dict[str, Tensor]], index: int, open_swaps: list[ExitStack]
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    def before(*_: Any) -> None:
+        swap = ExitStack()
+        swap.enter_context(swapped_parameters(model, edited(index)))
+        open_swaps.append(swap)
+
+    def after(*_: Any) -> None:
+        open_swaps.pop().close()
+
+    return before, after
+
+
+def _boundary_components(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], direction: Tensor) -> list[float]:
+    """Largest |u . x| / rms(x) over tokens, at each block's input and at the last block's output."""
+    values: list[float] = []
+
+    def read(stream: Tensor) -> None:
+        exact = stream.to(torch.float64)
+        along = (exact @ direction.to(exact.device)).abs()
+        rms = exact.pow(2).mean(-1).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        values.append(float((along / rms).max()))
+
+    with reading_inputs(model, dict.fromkeys(layout.blocks, read)), torch.no_grad():
+        read(last_stream(model, layout, inputs))
+    return values
+
+
+def last_stream(model: nn.Module, layout: Layout, inputs: dict[str, Tensor]) -> Tensor:
+    """The residual stream after the last block, [batch, token, d_model]."""
+    caught: list[Tensor] = []
+
+    def catch(_module: nn.Module, _args: Any, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is not None:
+            caught.append(tensor)
+
+    handle = model.get_submodule(layout.blocks[-1]).register_forward_hook(catch)
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def _silent_difference(model: nn.Module, layout: Layout, inputs: dict[str, Tensor]) -> float:
+    first: list[Tensor] = []
+    silent = {site.module: torch.zeros_like for site in layout.sites}
+    with hooked(model, outputs=silent), reading_inputs(model, {layout.blocks[0]: first.append}), torch.no_grad():
+        end = last_stream(model, layout, inputs).to(torch.float64)
+    start = first[0].to(end)
+    # Some families multiply the stream itself by a constant in every block; that keeps directions.
+    ratio = (end * start).sum() / start.pow(2).sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((end - ratio * start).norm() / end.norm().clamp_min(torch.finfo(torch.float64).tiny))

@@ -1,0 +1,87 @@
+"""Random-weight tiny models of real architectures, with a byte-level tokenizer and a chat template.
+
+They answer nonsense; they are for algebra and plumbing.
+"""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from demur.models import ChatModel
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "sliding_window": 8,
+}
+
+
+def tiny_tokenizer(*, chat_template: str = CHAT_TEMPLATE) -> Any:
+    """A byte-level tokenizer of 259 tokens with a ChatML-like template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *alphabet))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=_SPECIAL[0],
+        eos_token=_SPECIAL[2],
+        additional_special_tokens=[_SPECIAL[1]],
+    )
+    wrapped.chat_template = chat_template
+    return wrapped
+
+
+def tiny_model(
+    family: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 0.1, **config: Any
+) -> Any:
+    """A random-weight causal language model of one transformers family, on the CPU.
+
+    Args:
+        family: a transformers model type, such as "llama", "gemma3_text", "gpt_neox".
+        dtype: of the weights.
+        seed: of the weights.
+        scale: standard deviation of the noise that is added to every parameter, so that norms and biases are not at
+            their trivial initial values.
+        config: further values of the family's config class.
+    """
+    cls = CONFIG_MAPPING[family]
+    known = {key: value for key, value in _SIZES.items() if _accepts(cls, key)}
+    settings = cls(**{**known, "vocab_size": 259, **config})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # noqa: TID251 (inside a fork: the caller's stream is not touched)
+        model = AutoModelForCausalLM.from_config(settings).to(dtype).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * scale)
+    return model
+
+
+def _accepts(config_class: Any, key: str) -> bool:
+    """Whether a config class stores `key`; some compute it from others and have no setter."""
+    attribute = getattr(config_class, key, None)
+    return not isinstance(attribute, property) or attribute.fset is not None
+
+
+def tiny_chat_model(
+    family: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 0.1, **config: Any
+) -> ChatModel:
+    """A tiny random chat model with its layout proved."""
+    model = tiny_model(family, dtype=dtype, seed=seed, scale=scale, **config)
+    return ChatModel(model, tiny_tokenizer(), f"tiny-{family}")
