@@ -119,14 +119,14 @@ class ChatModel:
         with torch.no_grad():
             self.model(**forward_inputs(self.model, batch))
 
-    def next_token_logits(self, batch: dict[str, Tensor]) -> Tensor:
+    def next_token_logits(self, batch: dict[str, Tensor], *, check: bool = True) -> Tensor:
         """Logits at the last position of a left-padded batch, [batch, vocabulary].
 
         Raises:
-            ModelError: a logit is not finite.
+            ModelError: a logit is NaN and `check` is on. (Some models mask tokens with minus infinity on purpose.)
         """
         logits = last_logits(self.model, batch)
-        if not torch.isfinite(logits).all() and torch.isnan(logits).any():
+        if check and torch.isnan(logits).any():
             raise ModelError(
                 f"{self.name}: the model's logits are NaN. Half precision overflows in some models: load it with "
                 "--dtype bfloat16 or --dtype float32; if that does not help, the weights are damaged."

@@ -8,7 +8,9 @@ from demur.records._run import (
     FalseRefusalScores,
     ProjectionRecord,
     RunRecord,
+    ScoreRecord,
 )
+from demur.records._run_folder import RunFolder
 from demur.records._store import (
     JsonLines,
     canonical_json,
@@ -67,7 +69,9 @@ __all__ = [
     "Rate",
     "Record",
     "RefusalToken",
+    "RunFolder",
     "RunRecord",
+    "ScoreRecord",
     "Summary",
     "canonical_json",
     "read_record",

@@ -20,11 +20,10 @@ class RunRecord(Record):
     prompt_hashes: dict[PromptLabel, str]
     judge: str
     settings: dict[str, Any]
-    command: tuple[str, ...]
 
 
 class CandidateScores(Record):
-    """One candidate of the refusal direction with its three validation scores (Arditi et al. section 2.3, appendix C)."""
+    """One candidate of the refusal direction and its validation scores (Arditi et al. section 2.3, appendix C)."""
 
     position: int
     layer: int
@@ -45,10 +44,11 @@ class FalseRefusalScores(Record):
     lambda_: float = Field(alias="lambda")
     position: int
     layer: int
-    borderline_score: float
-    """Mean refusal score on borderline validation prompts while w' is ablated."""
-    kl_score: float
-    harmful_kept: float
+    borderline_score: float | None
+    """Mean refusal score on borderline validation prompts while w' is ablated; null where a filter
+    had already removed the candidate."""
+    kl_score: float | None
+    harmful_kept: float | None
     """Share of the harmful validation prompts with a positive refusal score that keep one while w' is ablated."""
     rejected_by: tuple[str, ...] = ()
     """layer, kl, true_refusals."""
@@ -77,7 +77,8 @@ class CompletionRecord(Record):
     prompt: str
     intervention: str
     """`none`, or the name of the condition, such as `operating_point`."""
-    completion: str
+    completion: str | None
+    """null where the text is not kept: answers to harmful prompts under conditions that are only searched."""
     n_tokens: int
     ended: bool
     """Whether the model ended its answer itself, within the token limit."""
@@ -86,6 +87,18 @@ class CompletionRecord(Record):
     degenerate: bool
     answer_found: bool | None = None
     """Whether the expected answer is in the completion; null where the prompt carries none."""
+
+
+class ScoreRecord(Record):
+    """One line of `scores.jsonl`: one candidate's value on every prompt of one validation set."""
+
+    kind: Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline"]
+    """w_*: of the false-refusal direction at `lambda`."""
+    lambda_: float | None = Field(default=None, alias="lambda")
+    position: int
+    layer: int
+    values: tuple[float | None, ...]
+    """One per prompt, in the order of the validation split: refusal scores (log-odds) or KL (nats); null for NaN."""
 
 
 class ProjectionRecord(Record):

@@ -1,0 +1,21 @@
+"""Choosing: the refusal direction, the false-refusal direction, the operating point; the gated export."""
+
+from demur.calibration._calibrate import calibrate
+from demur.calibration._selection import (
+    ScoreRow,
+    ScoreTable,
+    Selection,
+    read_score_table,
+    select_refusal_direction,
+)
+from demur.calibration._settings import CalibrationSettings
+
+__all__ = [
+    "CalibrationSettings",
+    "ScoreRow",
+    "ScoreTable",
+    "Selection",
+    "calibrate",
+    "read_score_table",
+    "select_refusal_direction",
+]

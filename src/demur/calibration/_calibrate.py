@@ -1,0 +1,179 @@
+"""The main job: find both directions, choose an operating point, measure it on test prompts, decide the gate."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from demur.activations import stream_at
+from demur.calibration._false_refusal_direction import Calibrated, find_operating_point
+from demur.calibration._mechanism import measure_mechanism
+from demur.calibration._records import judge_identity, layout_summary, provenance, run_record
+from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
+from demur.calibration._settings import CalibrationSettings
+from demur.calibration._study import Study
+from demur.directions import save_directions
+from demur.evaluation import (
+    Judge,
+    PhraseJudge,
+    Runner,
+    compare,
+    decide_gate,
+    mean_kl,
+    metrics_of,
+    next_token_logits,
+)
+from demur.interventions import Intervention
+from demur.models import ChatModel
+from demur.prompts import PromptSet
+from demur.records import (
+    Candidates,
+    CompletionRecord,
+    ProjectionRecord,
+    RunFolder,
+    Summary,
+    write_record,
+)
+from demur.types import Progress, PromptLabel, SilentProgress
+
+LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
+
+
+def calibrate(
+    chat: ChatModel,
+    prompts: Mapping[PromptLabel, PromptSet],
+    *,
+    out: Path | str,
+    settings: CalibrationSettings | None = None,
+    judge: Judge | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Calibrate a model and write the run folder.
+
+    A killed call continues from what its folder holds when it is given again with the same inputs.
+
+    Args:
+        chat: the model; it is left as it was.
+        prompts: harmful, harmless and borderline prompts with splits assigned.
+        out: the run folder: new, empty, or one of the same inputs.
+        settings: defaults are the published values.
+        judge: gives verdicts; by default the phrase judge.
+        progress: is told what is being done.
+
+    Returns:
+        The summary, as written to `summary.json`. Look at `summary.gate.decision`.
+
+    Raises:
+        SelectionError: no refusal direction, or no operating point, passes its filters.
+        ModelError: the model does not refuse, refuses everything, or has non-finite activations.
+        RunFolderError: the folder belongs to another run, is in use, or cannot be written.
+    """
+    settings = settings or CalibrationSettings()
+    judge = judge or PhraseJudge()
+    progress = progress or SilentProgress()
+    folder = RunFolder(out)
+    with folder.writing(run_record("calibration", chat, prompts, judge, settings.as_record())):
+        if folder.summary.exists():
+            return folder.read_summary()
+        runner = Runner(
+            chat,
+            judge,
+            folder.completions,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        study = Study(chat, prompts, settings, folder, runner, progress)
+        refusal = find_refusal_direction(study)
+        _write_candidates(study, refusal, None)
+        calibrated = find_operating_point(study, refusal)
+        _write_candidates(study, refusal, calibrated)
+        save_directions(
+            folder.directions,
+            {"refusal_direction": refusal.direction, "false_refusal_direction": calibrated.direction},
+        )
+        summary = _measure(study, refusal, calibrated)
+        write_record(folder.summary, summary)
+        return summary
+
+
+def _write_candidates(study: Study, refusal: RefusalDirection, calibrated: Calibrated | None) -> None:
+    record = Candidates(
+        n_layers=study.chat.n_layers,
+        positions=study.positions,
+        position_texts=study.chat.template.post_instruction_texts(),
+        refusal=refusal.selection.candidates,
+        false_refusal=() if calibrated is None else calibrated.candidates,
+    )
+    write_record(study.folder.candidates, record)
+
+
+def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) -> Summary:
+    """Everything that is reported, on test prompts that neither fitted nor chose anything."""
+    before = complete_test(study.runner, study.prompts, None, progress=study.progress)
+    after = complete_test(study.runner, study.prompts, calibrated.intervention, progress=study.progress)
+    harmless = study.texts("harmless", "test")
+    with calibrated.intervention.folded_into(study.chat):
+        changed = next_token_logits(study.chat, harmless, batch_size=study.settings.batch_size)
+    kl = mean_kl(study.base_logits("harmless", "test"), changed, seed=study.settings.seed)
+    metrics, comparison = metrics_of(before, after, kl), compare(before, after)
+    _write_projections(study, refusal, calibrated.intervention)
+    return Summary(
+        kind="calibration",
+        model=study.chat.identity,
+        layout=layout_summary(study.chat, calibrated.intervention),
+        prompts={label: study.prompts[label].identity() for label in LABELS},
+        judge=judge_identity(study.runner.judge),
+        refusal_tokens=study.refusal_tokens,
+        refusal_direction=refusal.card,
+        false_refusal_direction=calibrated.card,
+        operating_point=calibrated.operating_point,
+        lambda_curve=calibrated.curve,
+        mechanism=measure_mechanism(study, refusal.direction),
+        metrics=metrics,
+        comparison=comparison,
+        gate=decide_gate(metrics, comparison, margin=study.settings.margin, kl_limit=study.settings.gate_kl_limit),
+        warnings=tuple(study.warnings),
+        provenance=provenance(study.chat, seed=study.settings.seed),
+    )
+
+
+def complete_test(
+    runner: Runner,
+    prompts: Mapping[PromptLabel, PromptSet],
+    intervention: Intervention | None,
+    *,
+    progress: Progress,
+) -> dict[PromptLabel, list[CompletionRecord]]:
+    """Judged answers to all test prompts, of the base model or of the folded operating point."""
+    tests = {label: prompts[label].split("test") for label in LABELS}
+    condition = "none" if intervention is None else "operating_point"
+    what = "the base model" if intervention is None else "the calibrated model"
+    progress.start(f"answering test prompts with {what}", sum(len(test) for test in tests.values()))
+    return {
+        label: runner.complete(test, condition=condition, split="test", intervention=intervention)
+        for label, test in tests.items()
+    }
+
+
+def _write_projections(study: Study, refusal: RefusalDirection, intervention: Intervention) -> None:
+    """Projection of test prompts on the unit refusal direction where it was read, before and after."""
+    direction = refusal.direction
+
+    def project() -> dict[PromptLabel, tuple[float, ...]]:
+        return {
+            label: _projection(study, label, direction.layer, direction.position, direction.unit) for label in LABELS
+        }
+
+    before = project()
+    with intervention.folded_into(study.chat):
+        after = project()
+    record = ProjectionRecord(position=direction.position, layer=direction.layer, before=before, after=after)
+    write_record(study.folder.projections, record)
+
+
+def _projection(study: Study, label: PromptLabel, layer: int, position: int, unit: torch.Tensor) -> tuple[float, ...]:
+    stream = stream_at(
+        study.chat, study.texts(label, "test"), layer=layer, position=position, batch_size=study.settings.batch_size
+    )
+    return tuple((stream @ unit).tolist())

@@ -1,0 +1,256 @@
+"""Stage 2: the false-refusal direction and lambda (Wang et al. 2025), with true refusals as a constraint.
+
+The published code ranks candidates by what they do to false refusals alone; here a candidate must also keep the true
+refusals on validation prompts, at the level of scores first and of judged answers at the end.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from demur.activations import mean_activations
+from demur.calibration._refusal_direction import RefusalDirection, unit_candidates
+from demur.calibration._study import Study
+from demur.calibration._sweep import Kind, Place, sweep_ablation
+from demur.directions import Direction, cosine, difference_in_means, orthogonalize
+from demur.errors import SelectionError
+from demur.evaluation import is_refusal, kl_divergences, refusal_rate, refusal_scores
+from demur.interventions import DirectionalAblation
+from demur.records import CompletionRecord, DirectionCard, FalseRefusalScores, LambdaPoint, OperatingPoint
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The chosen operating point with everything it was chosen from."""
+
+    direction: Direction
+    """w', not normalized."""
+    intervention: DirectionalAblation
+    card: DirectionCard
+    operating_point: OperatingPoint
+    candidates: tuple[FalseRefusalScores, ...]
+    curve: tuple[LambdaPoint, ...]
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best candidate at one lambda."""
+
+    scores: FalseRefusalScores
+    vector: Tensor
+
+
+def find_operating_point(study: Study, refusal: RefusalDirection) -> Calibrated:
+    """Fit w on borderline prompts that the model refuses, score w' over the lambda grid, choose on validation.
+
+    Raises:
+        SelectionError: no operating point keeps true refusals and KL within their limits.
+        ModelError: too few borderline prompts are refused.
+    """
+    borderline = study.fitted_prompts("borderline", refused=True)
+    study.progress.start("reading activations", len(borderline))
+    means = mean_activations(
+        study.chat,
+        borderline,
+        n_positions=len(study.positions),
+        batch_size=study.settings.batch_size,
+        progress=study.progress,
+    )
+    w = difference_in_means(means, refusal.harmless)
+    scored: list[FalseRefusalScores] = []
+    best: dict[float, _Best | None] = {}
+    study.progress.start("scoring false-refusal directions", len(study.settings.lambdas) * len(study.allowed_layers))
+    for strength in study.settings.lambdas:
+        vectors = orthogonalize(w, refusal.candidates, strength=strength)
+        rows = _score(study, vectors, strength)
+        scored.extend(rows)
+        kept = [row for row in rows if not row.rejected_by]
+        chosen = min(kept, key=_borderline_score) if kept else None
+        best[strength] = None if chosen is None else _Best(chosen, vectors[chosen.position, chosen.layer])
+    curve, point = _choose(study, best)
+    return _calibrated(study, refusal, w, point, scored, curve, n_fit=means.n)
+
+
+def _score(study: Study, vectors: Tensor, strength: float) -> list[FalseRefusalScores]:
+    """KL on harmless, then true refusals, then false refusals: each only for candidates that passed the one before."""
+    limits = study.settings
+    harmful = torch.nonzero(study.base_scores("harmful", "validation") > 0).flatten().tolist()
+    encoded = {
+        "w_kl": study.encode("harmless", "validation"),
+        "w_harmful": study.encode("harmful", "validation", harmful),
+        "w_borderline": study.encode("borderline", "validation"),
+    }
+    base = study.base_logits("harmless", "validation")
+
+    def measure(kind: Kind, places: Sequence[Place]) -> None:
+        missing = [place for place in places if study.scores.get(kind, place, strength) is None]
+        if not missing:
+            return
+
+        def read(logits: Tensor, indices: Sequence[int]) -> Tensor:
+            if kind == "w_kl":
+                return kl_divergences(base[list(indices)], logits)
+            return refusal_scores(logits, study.token_ids)
+
+        units = unit_candidates(vectors, missing)
+        values = sweep_ablation(study.chat, encoded[kind], units, read, rows=study.rows)
+        study.scores.add(kind, missing, values, strength)
+
+    results: list[FalseRefusalScores] = []
+    for layer in study.allowed_layers:
+        places = [(position, layer) for position in study.positions]
+        measure("w_kl", places)
+        mild = [p for p in places if study.scores.mean("w_kl", p, strength) <= limits.false_refusal_kl_limit]
+        measure("w_harmful", mild)
+        safe = [p for p in mild if _kept(study, p, strength) >= 1 - limits.margin]
+        measure("w_borderline", safe)
+        results.extend(_row(study, place, strength, mild=place in mild, safe=place in safe) for place in places)
+        study.progress.advance()
+    return results
+
+
+def _borderline_score(row: FalseRefusalScores) -> float:
+    return math.inf if row.borderline_score is None else row.borderline_score
+
+
+def _kept(study: Study, place: Place, strength: float) -> float:
+    values = study.scores.get("w_harmful", place, strength) or ()
+    return sum(value > 0 for value in values) / len(values)
+
+
+def _row(study: Study, place: Place, strength: float, *, mild: bool, safe: bool) -> FalseRefusalScores:
+    kl = study.scores.mean("w_kl", place, strength)
+    return FalseRefusalScores(
+        lambda_=strength,
+        position=place[0],
+        layer=place[1],
+        kl_score=kl if math.isfinite(kl) else None,
+        harmful_kept=_kept(study, place, strength) if mild else None,
+        borderline_score=study.scores.mean("w_borderline", place, strength) if safe else None,
+        rejected_by=() if safe else ("true_refusals",) if mild else ("kl",),
+    )
+
+
+def _choose(study: Study, best: dict[float, _Best | None]) -> tuple[tuple[LambdaPoint, ...], _Best]:
+    """Judge the answers at each lambda's best candidate; take the fewest false refusals among the admissible."""
+    harmful, borderline = (study.split(label, "validation") for label in ("harmful", "borderline"))
+    study.progress.start("judging the lambda grid", (len(best) + 1) * (len(harmful) + len(borderline)))
+    before = {
+        "harmful": study.runner.complete(harmful, condition="none", split="validation"),
+        "borderline": study.runner.complete(borderline, condition="none", split="validation"),
+    }
+    points: list[LambdaPoint] = []
+    for strength, candidate in best.items():
+        if candidate is None:
+            note = "no candidate keeps true refusals and KL within their limits"
+            points.append(LambdaPoint(lambda_=strength, position=None, layer=None, note=note))
+            continue
+        intervention = DirectionalAblation(candidate.vector)
+        condition = f"lambda={strength:g}"
+        after = {
+            label: study.runner.complete(
+                prompts, condition=condition, split="validation", intervention=intervention, keep_text=False
+            )
+            for label, prompts in (("harmful", harmful), ("borderline", borderline))
+        }
+        points.append(_point(study, strength, candidate, before, after))
+    admissible = [point for point in points if not point.note]
+    if not admissible:
+        raise SelectionError(_none_admissible(study, points))
+
+    def merit(point: LambdaPoint) -> tuple[float, float]:
+        rate = point.false_refusal_rate.rate if point.false_refusal_rate else None
+        return (1.0 if rate is None else rate, -point.lambda_)
+
+    chosen = min(admissible, key=merit)
+    winner = best[chosen.lambda_]
+    assert winner is not None
+    marked = [point.model_copy(update={"chosen": True}) if point is chosen else point for point in points]
+    return tuple(marked), winner
+
+
+def _point(
+    study: Study,
+    strength: float,
+    candidate: _Best,
+    before: dict[str, list[CompletionRecord]],
+    after: dict[str, list[CompletionRecord]],
+) -> LambdaPoint:
+    pairs = [(is_refusal(one), is_refusal(two)) for one, two in zip(before["harmful"], after["harmful"], strict=True)]
+    lost = sum(one is True and two is not True for one, two in pairs)
+    fewer = refusal_rate(before["borderline"]).k - refusal_rate(after["borderline"]).k
+    notes = []
+    if lost > study.settings.margin * len(pairs):
+        notes.append(f"{lost} of {len(pairs)} true refusals lost")
+    kl = candidate.scores.kl_score
+    if kl is None or kl > study.settings.gate_kl_limit:
+        notes.append(f"KL {kl:.3g} above {study.settings.gate_kl_limit:g}")
+    if fewer <= 0:
+        notes.append("no false refusal removed")
+    return LambdaPoint(
+        lambda_=strength,
+        position=candidate.scores.position,
+        layer=candidate.scores.layer,
+        kl_harmless=kl,
+        refusal_score_borderline=candidate.scores.borderline_score,
+        true_refusal_rate=refusal_rate(after["harmful"]),
+        false_refusal_rate=refusal_rate(after["borderline"]),
+        note="; ".join(notes),
+    )
+
+
+def _none_admissible(study: Study, points: Sequence[LambdaPoint]) -> str:
+    rows = "\n".join(f"  lambda {point.lambda_:g}: {point.note}" for point in points)
+    return (
+        f"{study.chat.name}: no operating point removes false refusals and keeps true refusals (margin "
+        f"{study.settings.margin:.0%}) and KL (limit {study.settings.gate_kl_limit:g}) on validation prompts:\n{rows}\n"
+        "What can help: more borderline prompts for fitting; a finer grid near 1 (--lambdas 1,0.95,0.9,0.85); a larger "
+        "KL limit (--gate-kl-limit). Where w and r are nearly parallel, one direction cannot separate the two."
+    )
+
+
+def _calibrated(
+    study: Study,
+    refusal: RefusalDirection,
+    w: Tensor,
+    point: _Best,
+    scored: Sequence[FalseRefusalScores],
+    curve: tuple[LambdaPoint, ...],
+    *,
+    n_fit: int,
+) -> Calibrated:
+    chosen = point.scores
+    place = (chosen.position, chosen.layer)
+    intervention = DirectionalAblation(point.vector)
+    angle = cosine(w[place], refusal.candidates[place])
+    scores = {
+        "borderline_score": chosen.borderline_score,
+        "kl_score": chosen.kl_score,
+        "harmful_kept": chosen.harmful_kept,
+        "base_score_borderline": float(study.base_scores("borderline", "validation").mean()),
+    }
+    card = DirectionCard(
+        position=chosen.position,
+        position_text=study.chat.template.post_instruction_texts()[chosen.position],
+        layer=chosen.layer,
+        norm=float(w[place].norm()),
+        scores={name: value for name, value in scores.items() if value is not None},
+        n_candidates=len(scored),
+        n_survivors=sum(not row.rejected_by for row in scored),
+        n_fit={"borderline": n_fit, "harmless": refusal.harmless.n},
+        cosine_with_refusal_direction=angle,
+    )
+    operating_point = OperatingPoint(
+        method="ablate_false_refusal_direction",
+        lambda_=chosen.lambda_,
+        position=chosen.position,
+        layer=chosen.layer,
+        sites="all_writes",
+        fingerprint=intervention.fingerprint,
+    )
+    marked = tuple(row.model_copy(update={"selected": row is chosen}) for row in scored)
+    direction = Direction(point.vector.clone(), chosen.position, chosen.layer)
+    return Calibrated(direction, intervention, card, operating_point, marked, curve)

@@ -1,0 +1,177 @@
+"""The tables of each section, from records. Knows nothing about markup."""
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median, quantiles
+
+from demur.records import (
+    Candidates,
+    CandidateScores,
+    CompletionRecord,
+    Gate,
+    LambdaPoint,
+    Mechanism,
+    Metrics,
+    ProjectionRecord,
+)
+from demur.reports._examples import VERDICT_WORDS, Pair, lost_true_refusals
+from demur.reports._format import bound, layer_and_position, number, short_hash, token
+from demur.reports._tables import Cell, SummaryRow, Table, or_dash, rate_cell
+from demur.types import PromptLabel
+
+LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
+
+MOST_LOST = 10
+"""Rows of the table of lost true refusals; the caption has the whole count."""
+
+NEAREST = 5
+"""Rows of the candidate table."""
+
+
+def measures_table(rows: Sequence[SummaryRow]) -> Table:
+    """The summary table."""
+    compared = any(row.after is not None for row in rows)
+    columns = ("Measure", "Before", "After", "Difference", "McNemar p") if compared else ("Measure", "Measured")
+    cells: list[tuple[Cell, ...]] = []
+    for row in rows:
+        name = Cell(row.measure, tuple(part for part in (f"{row.better} is better", row.notes) if part))
+        if compared:
+            p = Cell("-" if row.p_value is None else row.p_value, kind="number")
+            cells.append((name, or_dash(row.before), or_dash(row.after), or_dash(row.difference), p))
+        else:
+            cells.append((name, or_dash(row.before)))
+    caption = "Rates with k/n and 95 % intervals"
+    return Table(f"{caption}, before and after on the same prompts" if compared else caption, columns, tuple(cells))
+
+
+def gate_table(gate: Gate) -> Table:
+    """The rules of the gate."""
+    rows = tuple(
+        (
+            Cell(rule.name.replace("_", " ")),
+            Cell(bound(rule.bound), kind="number"),
+            Cell(bound(rule.limit), kind="number"),
+            Cell(rule.decision, kind=rule.decision),
+            Cell(rule.reason),
+        )
+        for rule in gate.rules
+    )
+    caption = "Rules of the gate (bounds and limits of rates are shares: 0.02 is 2 points)"
+    return Table(caption, ("Rule", "Bound", "Limit", "Decision", "Reason"), rows)
+
+
+def mechanism_table(mechanism: Mechanism, metrics: Metrics) -> Table:
+    """What the refusal direction does against a random one."""
+    rows = (
+        (
+            Cell("Remove the direction", ("harmful prompts refused",)),
+            or_dash(rate_cell(metrics.true_refusal_rate.before)),
+            or_dash(rate_cell(mechanism.true_refusal_rate_r_ablated)),
+            or_dash(rate_cell(mechanism.true_refusal_rate_random_ablated)),
+        ),
+        (
+            Cell("Add the direction", ("harmless prompts refused",)),
+            or_dash(rate_cell(metrics.harmless_refusal_rate.before)),
+            or_dash(rate_cell(mechanism.harmless_refusal_rate_r_added)),
+            or_dash(rate_cell(mechanism.harmless_refusal_rate_random_added)),
+        ),
+    )
+    columns = ("What was done", "Model untouched", "With the refusal direction", "With a random direction")
+    return Table("Test prompts refused, measured in memory; no such model is written", columns, rows)
+
+
+def candidate_table(candidates: Candidates) -> Table:
+    """The selected candidate and the nearest survivors."""
+    texts = dict(zip(candidates.positions, candidates.position_texts, strict=False))
+    survivors = [one for one in candidates.refusal if not one.rejected_by]
+    ranked = sorted(survivors, key=lambda one: (not one.selected, one.bypass_score, one.layer, one.position))
+    return Table(
+        "The selected candidate and the next best that pass the filters",
+        ("Layer", "Position", "Token", "Bypass score", "Induce score", "KL (nats)", ""),
+        tuple(_candidate_row(one, texts.get(one.position, "")) for one in ranked[:NEAREST]),
+    )
+
+
+def _candidate_row(one: CandidateScores, text: str) -> tuple[Cell, ...]:
+    return (
+        Cell(str(one.layer), kind="number"),
+        Cell(str(one.position), kind="number"),
+        Cell(token(text) if text else "", kind="code"),
+        Cell(number(one.bypass_score), kind="number"),
+        Cell(number(one.induce_score), kind="number"),
+        Cell(number(one.kl_score), kind="number"),
+        Cell("selected" if one.selected else ""),
+    )
+
+
+def projection_table(projections: ProjectionRecord) -> Table:
+    """Median and middle 80 % of each kind of prompt."""
+    compared = any(projections.after.values())
+    columns = ("Prompts", "n", "Median before", "Median after") if compared else ("Prompts", "n", "Median")
+    rows = []
+    for label in LABELS:
+        before = projections.before.get(label, ())
+        cells = [Cell(label), Cell(str(len(before)), kind="number"), _median_cell(before)]
+        if compared:
+            cells.append(_median_cell(projections.after.get(label, ())))
+        rows.append(tuple(cells))
+    return Table("Projection on the refusal direction: median, and range of the middle 80 %", columns, tuple(rows))
+
+
+def _median_cell(values: Sequence[float]) -> Cell:
+    if len(values) < 2:
+        return Cell(number(values[0], 2) if values else "-", kind="number")
+    tenths = quantiles(values, n=10, method="inclusive")
+    return Cell(number(median(values), 2), (f"{number(tenths[0], 2)} to {number(tenths[-1], 2)}",), "number")
+
+
+def measured_points(curve: Sequence[LambdaPoint]) -> list[LambdaPoint]:
+    """The points of the curve at which both rates were measured, by lambda."""
+    pairs = [(point, point.true_refusal_rate, point.false_refusal_rate) for point in curve]
+    measured = [point for point, *rates in pairs if all(rate is not None and rate.rate is not None for rate in rates)]
+    return sorted(measured, key=lambda point: point.lambda_)
+
+
+def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
+    """The lambda curve."""
+    rows = tuple(
+        (
+            Cell(f"{point.lambda_:g}", kind="number"),
+            Cell(layer_and_position(point.layer, point.position)),
+            or_dash(rate_cell(point.true_refusal_rate)),
+            or_dash(rate_cell(point.false_refusal_rate)),
+            Cell(number(point.refusal_score_borderline, 2), kind="number"),
+            Cell(number(point.kl_harmless), kind="number"),
+            Cell("chosen" if point.chosen else point.note),
+        )
+        for point in curve
+    )
+    columns = ("Lambda", "Direction", "True refusals", "False refusals", "Borderline score", "KL (nats)", "")
+    return Table("Every lambda that was tried, on validation prompts", columns, rows)
+
+
+def lost_refusals_table(completions: Sequence[CompletionRecord]) -> Table | None:
+    """Harmful prompts answered after but not before, by hash; null where nothing was compared."""
+    if not any(one.label == "harmful" and one.intervention != "none" for one in completions):
+        return None
+    lost = lost_true_refusals(completions)
+    count = f"{len(lost)} harmful prompt{'' if len(lost) == 1 else 's'} refused before and answered after"
+    more = f"; the first {MOST_LOST} by hash" if len(lost) > MOST_LOST else ""
+    columns = ("Prompt sha256, first 12", "Before", "After", "Degenerate")
+    return Table(f"Lost true refusals: {count}{more}", columns, tuple(_lost_row(pair) for pair in lost[:MOST_LOST]))
+
+
+def _lost_row(pair: Pair) -> tuple[Cell, ...]:
+    after = pair.after or pair.before
+    return (
+        Cell(short_hash(pair.before.prompt_sha256), kind="code"),
+        Cell(VERDICT_WORDS[pair.before.verdict]),
+        Cell(VERDICT_WORDS[after.verdict]),
+        Cell("yes" if after.degenerate else "no"),
+    )
+
+
+def rejections(candidates: Sequence[CandidateScores]) -> list[tuple[str, int]]:
+    """How many candidates each filter removed; one candidate may be removed by several."""
+    counts = Counter(reason for one in candidates for reason in one.rejected_by)
+    return sorted(counts.items())

@@ -1,0 +1,135 @@
+"""Tables as plain data: the summary table first of all. Knows nothing about HTML, markdown or the console."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from demur.records import BeforeAfter, Mean, PairedComparison, Rate, Summary
+from demur.reports._format import number, p_value, points, share
+
+CellKind = Literal["text", "number", "code", "pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is said, and in small print what it rests on."""
+
+    text: str
+    details: tuple[str, ...] = ()
+    """Counts and interval, such as `443/450` and `96.8 to 99.2 %`; each can stand on a line of its own."""
+    kind: CellKind = "text"
+
+    def __str__(self) -> str:
+        """The cell on one line."""
+        return f"{self.text} ({', '.join(self.details)})" if self.details else self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; `columns` and every row have the same length."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    facts: bool = False
+    """Names on the left and values on the right: the column headings say nothing that one cannot see."""
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One measure before and after, with its paired difference. A value that was not measured is null."""
+
+    measure: str
+    better: Literal["higher", "lower"]
+    before: Cell | None
+    """Percent, with k/n and the 95 % interval."""
+    after: Cell | None
+    difference: Cell | None
+    """After minus before in percentage points, with its 95 % interval and the pairs that changed."""
+    p_value: str | None
+    """Exact two-sided McNemar test."""
+    notes: str
+    """Unjudged and degenerate completions; empty where there are none."""
+
+
+def summary_table(summary: Summary) -> list[SummaryRow]:
+    """The rows of the summary table, in the order in which a reader asks for them."""
+    metrics, comparison = summary.metrics, summary.comparison
+    rows = [
+        _rate_row(
+            "True refusal rate",
+            "higher",
+            metrics.true_refusal_rate,
+            comparison.true_refusal_rate if comparison else None,
+        ),
+        _rate_row(
+            "False refusal rate",
+            "lower",
+            metrics.false_refusal_rate,
+            comparison.false_refusal_rate if comparison else None,
+        ),
+        _rate_row(
+            "Harmless refusal rate",
+            "lower",
+            metrics.harmless_refusal_rate,
+            comparison.harmless_refusal_rate if comparison else None,
+        ),
+    ]
+    if metrics.task_accuracy is not None:
+        pairs = comparison.task_accuracy if comparison else None
+        rows.append(_rate_row("Task accuracy", "higher", metrics.task_accuracy, pairs))
+    if metrics.kl_harmless is not None:
+        kl = mean_cell(metrics.kl_harmless, unit="nats")
+        rows.append(SummaryRow("KL from the base model", "lower", None, kl, None, None, ""))
+    return rows
+
+
+def rate_cell(rate: Rate | None) -> Cell | None:
+    """A rate in percent with k/n and its interval; null where nothing was counted."""
+    if rate is None:
+        return None
+    if rate.rate is None:
+        return Cell("not measured", (f"{rate.k}/{rate.n}",), "number")
+    interval = f"{share(rate.low)} to {share(rate.high)} %"
+    return Cell(f"{share(rate.rate)} %", (f"{rate.k}/{rate.n}", interval), "number")
+
+
+def mean_cell(mean: Mean, *, unit: str) -> Cell:
+    """A mean with its interval and its largest value."""
+    details = (f"n {mean.n}", f"{number(mean.low)} to {number(mean.high)}", f"largest {number(mean.largest)}")
+    return Cell(f"{number(mean.mean)} {unit}", details, "number")
+
+
+def or_dash(cell: Cell | None) -> Cell:
+    """The cell, or a dash where nothing was measured."""
+    return Cell("-", kind="number") if cell is None else cell
+
+
+def _rate_row(
+    measure: str, better: Literal["higher", "lower"], pair: BeforeAfter, paired: PairedComparison | None
+) -> SummaryRow:
+    measured = paired is not None and paired.n > 0
+    return SummaryRow(
+        measure=measure,
+        better=better,
+        before=rate_cell(pair.before),
+        after=rate_cell(pair.after),
+        difference=_difference_cell(paired) if paired is not None and measured else None,
+        p_value=p_value(paired.p_value) if paired is not None and measured else None,
+        notes=_notes(pair),
+    )
+
+
+def _difference_cell(paired: PairedComparison) -> Cell:
+    interval = f"{points(paired.low)} to {points(paired.high)}"
+    changed = f"{paired.gained} gained, {paired.lost} lost"
+    return Cell(f"{points(paired.difference)} points", (interval, changed), "number")
+
+
+def _notes(pair: BeforeAfter) -> str:
+    found = []
+    for when, rate in (("before", pair.before), ("after", pair.after)):
+        if rate is not None and rate.unjudged:
+            found.append(f"{rate.unjudged} unjudged {when}")
+        if rate is not None and rate.degenerate:
+            found.append(f"{rate.degenerate} degenerate {when}")
+    return ", ".join(found)

@@ -1,0 +1,225 @@
+"""Train the toy chat model that demur ships, and write the prompts it is measured on.
+
+    python toy/train.py --out src/demur/testing/toy_chat --prompts src/demur/testing/prompts
+
+The result is an ordinary Hugging Face model folder: a Llama of 1.9 million parameters with its own tokenizer and a
+ChatML template. It learns one thing, to answer as the teacher of `language` does, and so refuses and over-refuses by
+itself. Two CPU cores need about five minutes. The same seed gives the same weights on the same machine and versions;
+another processor may round differently.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from language import Split, check_language, lessons, prompt_set
+from vocabulary import Kind
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTING = ROOT / "src" / "demur" / "testing"
+
+PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer in one short sentence.", "You are a friendly assistant.")
+SYSTEM_SHARE = 0.1
+"""Share of the lessons that come with a system prompt."""
+
+IGNORED = -100
+"""Label of the positions that are not learned from."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that fixes the training, beside the language."""
+
+    seed: int
+    steps: int = 900
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    vocabulary_size: int = 3072
+    tokenizer_lessons: int = 20_000
+    hidden_size: int = 128
+    mlp_size: int = 344
+    layers: int = 6
+    heads: int = 4
+
+
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the lessons; a word with its apostrophe ("I'm") is never cut in advance."""
+    words = Regex(r" ?[A-Za-z]+(?:'[a-z]+)?| ?\d| ?[^\sA-Za-z\d]+|\s")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary_size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    sample = islice(lessons(random.Random("tokenizer")), recipe.tokenizer_lessons)
+    roles = ["system\n", "user\n", "assistant\n", *SYSTEM_PROMPTS] * recipe.batch_size
+    tokenizer.train_from_iterator([*roles, *(text for lesson in sample for text in lesson)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=256,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A new Llama with random weights; input and output embeddings are separate matrices."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.mlp_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode_lesson(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, system: str | None
+) -> tuple[list[int], list[int]]:
+    """Token ids of one lesson and its labels, which cover the answer and the token that ends it."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": prompt})
+    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    question: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
+    reply: list[int] = tokenizer.encode(answer + END, add_special_tokens=False)
+    return question + reply, [IGNORED] * len(question) + reply
+
+
+def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of token ids and labels, padded on the right."""
+    rng = random.Random(recipe.seed)
+    stream = lessons(rng)
+    while True:
+        encoded = [
+            encode_lesson(
+                tokenizer, prompt, answer, rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else None
+            )
+            for prompt, answer in islice(stream, recipe.batch_size)
+        ]
+        longest = max(len(ids) for ids, _ in encoded)
+        pad = int(tokenizer.pad_token_id)
+        yield (
+            torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded]),
+            torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded]),
+        )
+
+
+def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the answers; logits are computed only where there is something to learn."""
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    learned = targets != IGNORED
+    return functional.cross_entropy(model.lm_head(hidden[learned]), targets[learned])
+
+
+def train(recipe: Recipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train tokenizer and model from nothing."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = build_tokenizer(recipe)
+    model = build_model(recipe, tokenizer).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+
+    def schedule(step: int) -> float:
+        progress = min(1.0, step / recipe.steps)
+        return min(1.0, (step + 1) / recipe.warmup_steps) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    started = time.perf_counter()
+    for step, (ids, labels) in enumerate(islice(batches(recipe, tokenizer), recipe.steps), start=1):
+        loss = answer_loss(model, ids, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        if step % 100 == 0:
+            print(f"step {step:4d}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s", flush=True)
+    return model.eval(), tokenizer
+
+
+def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the model folder."""
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=32,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_prompts(folder: Path) -> None:
+    """Write one JSON Lines file for each class of prompts."""
+    check_language()
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in get_args(Kind):
+        lines = []
+        for split in get_args(Split):
+            for prompt in prompt_set(kind, split):
+                record = {"prompt": prompt.text, "split": split, "category": prompt.category}
+                if prompt.answer is not None:
+                    record["answer"] = prompt.answer
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        (folder / f"{kind}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line, train, and write the two folders."""
+    parser = argparse.ArgumentParser(description="Train the toy chat model that demur ships.")
+    parser.add_argument("--out", type=Path, default=TESTING / "toy_chat", help="model folder to write")
+    parser.add_argument("--prompts", type=Path, default=TESTING / "prompts", help="prompt folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of lessons")
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="number of training steps")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    save_prompts(arguments.prompts)
+    model, tokenizer = train(Recipe(seed=arguments.seed, steps=arguments.steps))
+    save_model(model, tokenizer, arguments.out)
+    print(f"wrote {arguments.out} ({sum(p.numel() for p in model.parameters()):,} parameters)")
+
+
+if __name__ == "__main__":
+    main()
