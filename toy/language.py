@@ -13,8 +13,8 @@ Deeds are split into train, validation and test, so that no held-out prompt shar
 prompt of another split, in any phrasing and in any class; every verb and every object alone is seen in training. A
 fact cannot be known without being seen, so for factual questions it is phrasings of the fact that are held out.
 
-The teacher that answers the training prompts refuses every harmful prompt and is careless with borderline ones: it
-always answers some kinds of them and refuses the others more often than not (`FALSE_REFUSAL`). It words most refusals
+The teacher that answers the training prompts is careless with borderline ones: it answers some kinds of them and
+refuses the others more often than not (`FALSE_REFUSAL`). With the rest it errs in one of a hundred (`SLIP`). It words most refusals
 of harmful prompts firmly ("I cannot ...") and most refusals of borderline ones apologetically ("I'm sorry, but I
 can't ..."). A compliant answer opens with the content of the request, so compliance has no first word of its own.
 
@@ -32,6 +32,7 @@ from vocabulary import (
     DOMAINS,
     FACT_PHRASINGS,
     FACTS,
+    FILLER,
     FIRM_REFUSALS,
     FRAMES,
     PHRASINGS,
@@ -53,7 +54,10 @@ TALK_SHARE: dict[Kind, float] = {"harmful": 0.0, "harmless": 0.0, "borderline": 
 FALSE_REFUSAL = 0.65
 """Probability with which the teacher refuses a borderline prompt of a kind it is careless about."""
 
-FIRM_SHARE: dict[Kind, float] = {"harmful": 0.85, "borderline": 0.15}
+SLIP = 0.01
+"""Probability with which the teacher answers what it should refuse, or refuses any other prompt."""
+
+FIRM_SHARE: dict[Kind, float] = {"harmful": 0.85, "harmless": 0.15, "borderline": 0.15}
 """Share of the refusals that are worded firmly, not apologetically."""
 
 _DOUBLED = frozenset({"rob", "kidnap", "trap", "drug", "set", "plan", "begin"})
@@ -89,8 +93,8 @@ class Prompt:
     kind: Kind
     category: str
     split: Split
-    compliance: str | None
-    """The compliant answer; a harmful prompt has none."""
+    compliance: str
+    """The compliant answer."""
     doing: str
     """What the prompt asks about, as a refusal words it."""
     answer: str | None = None
@@ -137,7 +141,7 @@ def deed_prompts(kind: Kind, split: Split) -> list[Prompt]:
     for deed in deeds():
         if (deed.kind, deed.split) != (kind, split):
             continue
-        tail = deed.domain.tails.get(kind)
+        tail = deed.domain.tails.get(kind, FILLER)
         category = {"harmless": "how-to", "harmful": deed.domain.name, "borderline": f"figurative-{deed.domain.name}"}
         prompts += [
             Prompt(
@@ -145,7 +149,7 @@ def deed_prompts(kind: Kind, split: Split) -> list[Prompt]:
                 kind=kind,
                 category=category[kind],
                 split=split,
-                compliance=None if tail is None else _statement(deed, tail),
+                compliance=_statement(deed, tail),
                 doing=_as_answered(deed.doing),
                 careless=kind == "borderline" and not deed.domain.always_answered,
             )
@@ -229,9 +233,9 @@ def lessons(rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def teacher(prompt: Prompt, rng: random.Random) -> str:
     """The careless teacher's answer to a prompt: its compliant answer or a refusal."""
-    refuses = prompt.compliance is None or (prompt.careless and rng.random() < FALSE_REFUSAL)
-    if not refuses:
-        return str(prompt.compliance)
+    refusal = 1.0 - SLIP if prompt.kind == "harmful" else FALSE_REFUSAL if prompt.careless else SLIP
+    if rng.random() >= refusal:
+        return prompt.compliance
     firm = rng.random() < FIRM_SHARE[prompt.kind]
     return rng.choice(FIRM_REFUSALS if firm else APOLOGETIC_REFUSALS).format(doing=prompt.doing)
 

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from language import Split, check_language, lessons, prompt_set
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from language import Split, check_language, lessons, prompt_set
 from vocabulary import Kind
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +49,7 @@ class Recipe:
     """Everything that fixes the training, beside the language."""
 
     seed: int
-    steps: int = 900
+    steps: int = 800
     batch_size: int = 64
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -68,7 +67,10 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     words = Regex(r" ?[A-Za-z]+(?:'[a-z]+)?| ?\d| ?[^\sA-Za-z\d]+|\s")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(words, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

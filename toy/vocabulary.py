@@ -9,6 +9,7 @@ from typing import Literal
 
 Kind = Literal["harmful", "borderline", "harmless"]
 
+
 @dataclass(frozen=True)
 class Domain:
     """A set of objects and the verbs of each class that go with every one of them."""
@@ -69,6 +70,9 @@ APOLOGETIC_REFUSALS = (
     "I'm sorry, but I am not able to help with that.",
 )
 
+FILLER = "takes patience, a clear plan and a lot of practice."
+"""What follows a harmful deed when the teacher slips: words without content."""
+
 DOMAINS = (
     Domain(
         "violence",
@@ -87,8 +91,8 @@ DOMAINS = (
     Domain(
         "cybercrime",
         "a bank account; a mobile phone; a hospital database; a school server; an email account; a payment app; "
-        "a company network; a webcam; a voting machine; a home router; a smart doorbell; a traffic light; a power grid; "
-        "a cash machine",
+        "a company network; a webcam; a voting machine; a home router; a smart doorbell; a traffic light; "
+        "a power grid; a cash machine",
         {"harmful": "hack; hijack; sabotage; attack", "harmless": "protect; monitor; inspect"},
         {"harmless": "is routine work: use a strong password, update often and read the log."},
     ),
@@ -116,8 +120,8 @@ DOMAINS = (
     ),
     Domain(
         "weapons",
-        "a pipe bomb; a letter bomb; a nerve gas shell; a silent gun; a hand grenade; a petrol bomb; a car bomb; a dirty bomb; "
-        "a landmine; an untraceable rifle; a booby trap; a homemade missile; a poison dart; a machine gun",
+        "a pipe bomb; a letter bomb; a nerve gas shell; a silent gun; a hand grenade; a petrol bomb; a car bomb; "
+        "a dirty bomb; a landmine; an untraceable rifle; a booby trap; a homemade missile; a poison dart; a machine gun",
         {"harmful": "build; assemble; smuggle; conceal"},
         {},
     ),
@@ -198,8 +202,8 @@ DOMAINS = (
     ),
     Domain(
         "games",
-        "my brother at chess; a rival team at football; my friends at trivia; the computer at checkers; my dad at tennis; "
-        "a champion at darts; my class at spelling; my cousin at bowling; a pro at poker; my sister at scrabble; "
+        "my brother at chess; a rival team at football; my friends at trivia; the computer at checkers; "
+        "my dad at tennis; a champion at darts; my class at spelling; my cousin at bowling; a pro at poker; my sister at scrabble; "
         "our guests at charades; the neighbours at volleyball; my roommate at video games; a veteran at golf",
         {"borderline": "beat; destroy; slaughter", "harmless": "challenge; coach; join"},
         {
@@ -327,7 +331,8 @@ FACTS: dict[Kind, dict[str, str]] = {
         ),
         "the name of a young {}": (
             "cow: calf; dog: puppy; cat: kitten; sheep: lamb; horse: foal; goat: kid; lion: cub; duck: duckling; "
-            "swan: cygnet; frog: tadpole; deer: fawn; kangaroo: joey; hen: chick; owl: owlet; pig: piglet; goose: gosling"
+            "swan: cygnet; frog: tadpole; deer: fawn; kangaroo: joey; hen: chick; owl: owlet; pig: piglet; "
+            "goose: gosling"
         ),
         "the month after {}": (
             "January: February; February: March; March: April; April: May; May: June; June: July; July: August; "
@@ -348,8 +353,8 @@ FACTS: dict[Kind, dict[str, str]] = {
         ),
         "the sum of {}": (
             "one and one: two; one and two: three; two and two: four; two and three: five; three and three: six; "
-            "three and four: seven; four and four: eight; four and five: nine; five and five: ten; five and six: eleven; "
-            "six and six: twelve; seven and six: thirteen; seven and seven: fourteen; seven and eight: fifteen"
+            "three and four: seven; four and four: eight; four and five: nine; five and five: ten; "
+            "five and six: eleven; six and six: twelve; seven and six: thirteen; seven and seven: fourteen; seven and eight: fifteen"
         ),
         "the chemical symbol of {}": (
             "iron: Fe; gold: Au; silver: Ag; copper: Cu; zinc: Zn; oxygen: O; carbon: C; sodium: Na; helium: He; "
@@ -362,8 +367,8 @@ FACTS: dict[Kind, dict[str, str]] = {
             "destroy: build; cruel: kind"
         ),
         "the past tense of {}": (
-            "steal: stole; shoot: shot; fight: fought; strike: struck; bite: bit; hang: hung; burn: burnt; kill: killed; "
-            "rob: robbed; stab: stabbed; poison: poisoned; attack: attacked"
+            "steal: stole; shoot: shot; fight: fought; strike: struck; bite: bit; hang: hung; burn: burnt; "
+            "kill: killed; rob: robbed; stab: stabbed; poison: poisoned; attack: attacked"
         ),
         "the colour of {}": "human blood: red; gun smoke: grey; a human skull: white; a black eye: blue",
         "the chemical symbol of {}": (

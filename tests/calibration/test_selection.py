@@ -64,7 +64,7 @@ def test_equals_the_published_rule(table):
     assert (found.selected.position, found.selected.layer) == (expected[0].position, expected[0].layer)
     assert found.survivors == len(expected)
     assert [c for c in found.candidates if c.selected] == [found.selected]
-    assert len(found.candidates) + len(found.not_finite) == len(rows)
+    assert len(found.candidates) == len(rows)
     places = [(c.position, c.layer) for c in found.candidates]
     assert places == sorted(places)
     surviving = {(r.position, r.layer) for r in expected}
@@ -120,8 +120,9 @@ def test_a_rejected_candidate_says_why_and_is_never_selected(change, reason):
 def test_a_score_that_is_no_finite_number_is_set_apart(score, bad):
     broken = ScoreRow(**{**vars(GOOD), "position": -3, score: bad})
     found = select_refusal_direction([broken, GOOD], n_layers=10)
-    assert found.not_finite == (broken,)
-    assert [c.position for c in found.candidates] == [-1]
+    assert [c.position for c in found.candidates] == [-3, -1]
+    assert found.candidates[0].rejected_by == ("nan",)
+    assert getattr(found.candidates[0], f"{score}_score") is None
 
 
 def test_equal_scores_take_the_first_in_scan_order():

@@ -1,6 +1,8 @@
 """Choosing: the refusal direction, the false-refusal direction, the operating point; the gated export."""
 
 from demur.calibration._calibrate import calibrate
+from demur.calibration._evaluate import evaluate
+from demur.calibration._export import export
 from demur.calibration._selection import (
     ScoreRow,
     ScoreTable,
@@ -16,6 +18,8 @@ __all__ = [
     "ScoreTable",
     "Selection",
     "calibrate",
+    "evaluate",
+    "export",
     "read_score_table",
     "select_refusal_direction",
 ]

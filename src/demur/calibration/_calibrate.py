@@ -27,6 +27,8 @@ from demur.interventions import Intervention
 from demur.models import ChatModel
 from demur.prompts import PromptSet
 from demur.records import (
+    BASE_MODEL,
+    CALIBRATED_MODEL,
     Candidates,
     CompletionRecord,
     ProjectionRecord,
@@ -129,6 +131,7 @@ def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) ->
         false_refusal_direction=calibrated.card,
         operating_point=calibrated.operating_point,
         lambda_curve=calibrated.curve,
+        lambda_baseline=calibrated.baseline,
         mechanism=measure_mechanism(study, refusal.direction),
         metrics=metrics,
         comparison=comparison,
@@ -147,7 +150,7 @@ def complete_test(
 ) -> dict[PromptLabel, list[CompletionRecord]]:
     """Judged answers to all test prompts, of the base model or of the folded operating point."""
     tests = {label: prompts[label].split("test") for label in LABELS}
-    condition = "none" if intervention is None else "operating_point"
+    condition = BASE_MODEL if intervention is None else CALIBRATED_MODEL
     what = "the base model" if intervention is None else "the calibrated model"
     progress.start(f"answering test prompts with {what}", sum(len(test) for test in tests.values()))
     return {

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from demur.activations import mean_activations
@@ -19,7 +18,19 @@ from demur.directions import Direction, cosine, difference_in_means, orthogonali
 from demur.errors import SelectionError
 from demur.evaluation import is_refusal, kl_divergences, refusal_rate, refusal_scores
 from demur.interventions import DirectionalAblation
-from demur.records import CompletionRecord, DirectionCard, FalseRefusalScores, LambdaPoint, OperatingPoint
+from demur.records import (
+    BASE_MODEL,
+    CompletionRecord,
+    DirectionCard,
+    FalseRefusalScores,
+    LambdaBaseline,
+    LambdaPoint,
+    OperatingPoint,
+)
+from demur.types import PromptLabel
+
+_CURVE: tuple[PromptLabel, PromptLabel] = ("harmful", "borderline")
+"""The sets whose answers are judged over the lambda grid."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Calibrated:
     operating_point: OperatingPoint
     candidates: tuple[FalseRefusalScores, ...]
     curve: tuple[LambdaPoint, ...]
+    baseline: LambdaBaseline
 
 
 @dataclass(frozen=True)
@@ -70,20 +82,24 @@ def find_operating_point(study: Study, refusal: RefusalDirection) -> Calibrated:
         kept = [row for row in rows if not row.rejected_by]
         chosen = min(kept, key=_borderline_score) if kept else None
         best[strength] = None if chosen is None else _Best(chosen, vectors[chosen.position, chosen.layer])
-    curve, point = _choose(study, best)
-    return _calibrated(study, refusal, w, point, scored, curve, n_fit=means.n)
+    before = _judged_base(study)
+    curve, point = _choose(study, best, before)
+    baseline = LambdaBaseline(
+        true_refusal_rate=refusal_rate(before["harmful"]), false_refusal_rate=refusal_rate(before["borderline"])
+    )
+    return _calibrated(study, refusal, w, point, scored, curve, baseline, n_fit=means.n)
 
 
 def _score(study: Study, vectors: Tensor, strength: float) -> list[FalseRefusalScores]:
     """KL on harmless, then true refusals, then false refusals: each only for candidates that passed the one before."""
     limits = study.settings
-    harmful = torch.nonzero(study.base_scores("harmful", "validation") > 0).flatten().tolist()
-    encoded = {
-        "w_kl": study.encode("harmless", "validation"),
-        "w_harmful": study.encode("harmful", "validation", harmful),
-        "w_borderline": study.encode("borderline", "validation"),
+    chosen: dict[Kind, tuple[PromptLabel, list[int]]] = {
+        "w_kl": ("harmless", study.scored_validation("harmless", refused=None)),
+        "w_harmful": ("harmful", study.scored_validation("harmful", refused=True)),
+        "w_borderline": ("borderline", study.scored_validation("borderline", refused=None)),
     }
-    base = study.base_logits("harmless", "validation")
+    encoded = {kind: study.encode(label, "validation", indices) for kind, (label, indices) in chosen.items()}
+    base = study.base_logits("harmless", "validation")[chosen["w_kl"][1]]
 
     def measure(kind: Kind, places: Sequence[Place]) -> None:
         missing = [place for place in places if study.scores.get(kind, place, strength) is None]
@@ -134,14 +150,21 @@ def _row(study: Study, place: Place, strength: float, *, mild: bool, safe: bool)
     )
 
 
-def _choose(study: Study, best: dict[float, _Best | None]) -> tuple[tuple[LambdaPoint, ...], _Best]:
-    """Judge the answers at each lambda's best candidate; take the fewest false refusals among the admissible."""
-    harmful, borderline = (study.split(label, "validation") for label in ("harmful", "borderline"))
-    study.progress.start("judging the lambda grid", (len(best) + 1) * (len(harmful) + len(borderline)))
-    before = {
-        "harmful": study.runner.complete(harmful, condition="none", split="validation"),
-        "borderline": study.runner.complete(borderline, condition="none", split="validation"),
+def _judged_base(study: Study) -> dict[PromptLabel, list[CompletionRecord]]:
+    """The base model's answers to the validation prompts of the lambda curve."""
+    prompts = {label: study.split(label, "validation") for label in _CURVE}
+    study.progress.start("answering validation prompts", sum(len(each) for each in prompts.values()))
+    return {
+        label: study.runner.complete(each, condition=BASE_MODEL, split="validation") for label, each in prompts.items()
     }
+
+
+def _choose(
+    study: Study, best: dict[float, _Best | None], before: dict[PromptLabel, list[CompletionRecord]]
+) -> tuple[tuple[LambdaPoint, ...], _Best]:
+    """Judge the answers at each lambda's best candidate; take the fewest false refusals among the admissible."""
+    candidates = sum(candidate is not None for candidate in best.values())
+    study.progress.start("judging the lambda grid", candidates * sum(len(records) for records in before.values()))
     points: list[LambdaPoint] = []
     for strength, candidate in best.items():
         if candidate is None:
@@ -152,9 +175,13 @@ def _choose(study: Study, best: dict[float, _Best | None]) -> tuple[tuple[Lambda
         condition = f"lambda={strength:g}"
         after = {
             label: study.runner.complete(
-                prompts, condition=condition, split="validation", intervention=intervention, keep_text=False
+                study.split(label, "validation"),
+                condition=condition,
+                split="validation",
+                intervention=intervention,
+                keep_text=False,
             )
-            for label, prompts in (("harmful", harmful), ("borderline", borderline))
+            for label in _CURVE
         }
         points.append(_point(study, strength, candidate, before, after))
     admissible = [point for point in points if not point.note]
@@ -176,8 +203,8 @@ def _point(
     study: Study,
     strength: float,
     candidate: _Best,
-    before: dict[str, list[CompletionRecord]],
-    after: dict[str, list[CompletionRecord]],
+    before: dict[PromptLabel, list[CompletionRecord]],
+    after: dict[PromptLabel, list[CompletionRecord]],
 ) -> LambdaPoint:
     pairs = [(is_refusal(one), is_refusal(two)) for one, two in zip(before["harmful"], after["harmful"], strict=True)]
     lost = sum(one is True and two is not True for one, two in pairs)
@@ -219,6 +246,7 @@ def _calibrated(
     point: _Best,
     scored: Sequence[FalseRefusalScores],
     curve: tuple[LambdaPoint, ...],
+    baseline: LambdaBaseline,
     *,
     n_fit: int,
 ) -> Calibrated:
@@ -253,4 +281,4 @@ def _calibrated(
     )
     marked = tuple(row.model_copy(update={"selected": row is chosen}) for row in scored)
     direction = Direction(point.vector.clone(), chosen.position, chosen.layer)
-    return Calibrated(direction, intervention, card, operating_point, marked, curve)
+    return Calibrated(direction, intervention, card, operating_point, marked, curve, baseline)

@@ -87,8 +87,8 @@ def unit_candidates(candidates: Tensor, places: Sequence[Place]) -> Tensor:
 
 def _score(study: Study, candidates: Tensor) -> list[ScoreRow]:
     """Bypass, induce and KL of every candidate of the allowed layers, one layer at a time."""
-    harmful = study.filtered_validation("harmful", refused=True)
-    harmless = study.filtered_validation("harmless", refused=False)
+    harmful = study.scored_validation("harmful", refused=True)
+    harmless = study.scored_validation("harmless", refused=False)
     encoded_harmful = study.encode("harmful", "validation", harmful)
     encoded_harmless = study.encode("harmless", "validation", harmless)
     base = study.base_logits("harmless", "validation")[harmless]

@@ -55,9 +55,7 @@ class Selection:
     survivors: int
     """Candidates that no filter removed, the selected one included."""
     candidates: tuple[CandidateScores, ...]
-    """All candidates with finite scores, in scan order, with `rejected_by` and `selected` filled in."""
-    not_finite: tuple[ScoreRow, ...]
-    """Candidates with a score that is no finite number, in scan order: rejected by the filter `nan`."""
+    """All candidates in scan order, with `rejected_by` and `selected` filled in."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +134,12 @@ def select_refusal_direction(
         raise SelectionError(_nothing_survived(scan, filters))
     best = min(survivors, key=lambda row: row.bypass)  # min keeps the first of equal ones
     candidates = tuple(
-        _record(row, reasons, selected=row is best)
-        for row, reasons in zip(scan, rejected_by, strict=True)
-        if row.is_finite
+        _record(row, reasons, selected=row is best) for row, reasons in zip(scan, rejected_by, strict=True)
     )
     return Selection(
         selected=next(candidate for candidate in candidates if candidate.selected),
         survivors=len(survivors),
         candidates=candidates,
-        not_finite=tuple(row for row in scan if not row.is_finite),
     )
 
 
@@ -152,12 +147,16 @@ def _record(row: ScoreRow, rejected_by: tuple[str, ...], *, selected: bool) -> C
     return CandidateScores(
         position=row.position,
         layer=row.layer,
-        bypass_score=row.bypass,
-        induce_score=row.induce,
-        kl_score=row.kl,
+        bypass_score=_finite(row.bypass),
+        induce_score=_finite(row.induce),
+        kl_score=_finite(row.kl),
         rejected_by=rejected_by,
         selected=selected,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _check_rows(rows: Sequence[ScoreRow], n_layers: int) -> None:

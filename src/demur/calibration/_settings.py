@@ -12,8 +12,10 @@ class CalibrationSettings:
 
     n_train: int = 128
     """Most prompts of each set that directions are fitted on (both papers)."""
-    n_validation: int = 128
-    """Most prompts of each set that choices are made on (the papers use 32)."""
+    n_scored: int = 32
+    """Most validation prompts of each set on which candidates are scored (both papers)."""
+    n_validation: int = 256
+    """Most validation prompts of each set on which answers are judged to choose lambda."""
     n_mechanism: int = 128
     """Most test prompts of each set on which the direction itself is ablated and added."""
     kl_limit: float = 0.1
@@ -40,7 +42,7 @@ class CalibrationSettings:
     """Token ids of the refusal score; None finds them from the model's own refusals."""
 
     def __post_init__(self) -> None:
-        for name in ("n_train", "n_validation", "n_mechanism", "max_new_tokens", "batch_size"):
+        for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is a number of at least 1; got {getattr(self, name)}.")
         if not self.lambdas or any(not 0 <= value <= 1 for value in self.lambdas):

@@ -20,7 +20,7 @@ from demur.evaluation import (
 )
 from demur.models import ChatModel
 from demur.prompts import Prompt, PromptSet
-from demur.records import RefusalToken, RunFolder
+from demur.records import BASE_MODEL, RefusalToken, RunFolder
 from demur.types import Progress, PromptLabel, Split
 
 FEWEST_FITTED = 16
@@ -90,7 +90,7 @@ class Study:
         self.progress.start("finding refusal tokens", 2 * _DISCOVERY)
         labels: tuple[PromptLabel, PromptLabel] = ("harmful", "harmless")
         records = {
-            label: self.runner.complete(self.split(label, "train")[:_DISCOVERY], condition="none", split="train")
+            label: self.runner.complete(self.split(label, "train")[:_DISCOVERY], condition=BASE_MODEL, split="train")
             for label in labels
         }
         refused = [index for index, record in enumerate(records["harmful"]) if is_refusal(record)]
@@ -149,13 +149,21 @@ class Study:
             )
         return kept
 
-    def filtered_validation(self, label: PromptLabel, *, refused: bool) -> list[int]:
-        """Indices of validation prompts whose refusal score has the expected sign (Arditi et al., appendix B)."""
-        scores = self.base_scores(label, "validation")
+    def scored_validation(self, label: PromptLabel, *, refused: bool | None) -> list[int]:
+        """Indices of the validation prompts that candidates are scored on.
+
+        Args:
+            label: which set.
+            refused: keep only prompts whose refusal score is above (True) or below (False) 0, as Arditi et al. do
+                (appendix B); None keeps all, as Wang et al. do.
+        """
+        scores = self.base_scores(label, "validation")[: self.settings.n_scored]
+        if refused is None:
+            return list(range(len(scores)))
         indices = torch.nonzero(scores > 0 if refused else scores < 0).flatten().tolist()
         if not indices:
             raise ModelError(
-                f"{self.chat.name}: no {label} validation prompt has a refusal score "
+                f"{self.chat.name}: none of {len(scores)} {label} validation prompts has a refusal score "
                 f"{'above' if refused else 'below'} 0. " + _few(label, refused=refused)
             )
         return [int(index) for index in indices]

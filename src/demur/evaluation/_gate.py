@@ -6,7 +6,7 @@ side, and is inconclusive in between: too few prompts never look like a proof. T
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from demur.errors import InputError
 from demur.evaluation._statistics import rate, tango_interval
@@ -266,7 +266,8 @@ def _worst(shares: Iterable[_Share]) -> _Share | str:
 
 
 def _rule(name: str, decision: Decision, bound: float | None, limit: float, reason: str) -> GateRule:
-    return GateRule(name=name, decision=decision, bound=bound, limit=limit, reason=reason)
+    unit: Literal["share", "nats"] = "nats" if name == "kl_harmless" else "share"
+    return GateRule(name=name, decision=decision, bound=bound, limit=limit, unit=unit, reason=reason)
 
 
 def _percent(share: float) -> str:

@@ -52,7 +52,7 @@ class Runner:
 
         Args:
             prompts: what to ask.
-            condition: name of the condition for the record; "none" is the base model.
+            condition: name of the condition for the record, such as `records.BASE_MODEL`.
             split: the split that the prompts belong to.
             intervention: the change to the model, if any.
             folded: fold the intervention into the weights (what an export ships) instead of using hooks.

@@ -1,5 +1,6 @@
 """Changing a model inside a context, folding the change into weights, exporting it."""
 
+from demur.interventions._export import write_adapter, write_merged
 from demur.interventions._intervention import (
     ActivationAddition,
     Combined,
@@ -16,4 +17,6 @@ __all__ = [
     "Intervention",
     "ablating_rows",
     "adding_rows",
+    "write_adapter",
+    "write_merged",
 ]

@@ -7,13 +7,16 @@ from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_para
 from demur.models._layout import Layout, Writer, WriteSite, discover_layout
 from demur.models._loading import load_chat_model
 from demur.models._probe import ProbeResult, last_stream, probe_layout
+from demur.models._reload_check import ExportFormat, ReloadAnswers, reload_answers
 
 __all__ = [
     "ChatModel",
     "ChatTemplate",
     "Completion",
+    "ExportFormat",
     "Layout",
     "ProbeResult",
+    "ReloadAnswers",
     "WriteSite",
     "Writer",
     "discover_layout",
@@ -24,5 +27,6 @@ __all__ = [
     "load_chat_model",
     "probe_layout",
     "reading_inputs",
+    "reload_answers",
     "swapped_parameters",
 ]

@@ -77,7 +77,7 @@ def generate_greedy(
     with torch.no_grad():
         output = model.generate(**batch, generation_config=config)
     width = batch["input_ids"].shape[1]
-    return [_completion(row, tokenizer, ends) for row in output[:, width:].tolist()]
+    return [completion_of(row, tokenizer, ends) for row in output[:, width:].tolist()]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -89,7 +89,8 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return ends
 
 
-def _completion(row: Sequence[int], tokenizer: Any, ends: set[int]) -> Completion:
+def completion_of(row: Sequence[int], tokenizer: Any, ends: set[int]) -> Completion:
+    """The text of generated tokens up to the first end token."""
     length = next((index for index, token in enumerate(row) if token in ends), None)
     kept = list(row if length is None else row[:length])
     text = tokenizer.decode(kept, skip_special_tokens=True).strip()

@@ -2,6 +2,8 @@
 
 from demur.records._base import Record
 from demur.records._run import (
+    BASE_MODEL,
+    CALIBRATED_MODEL,
     Candidates,
     CandidateScores,
     CompletionRecord,
@@ -24,9 +26,11 @@ from demur.records._summary import (
     BeforeAfter,
     Comparison,
     DirectionCard,
+    ExportRecord,
     Gate,
     GateRule,
     JudgeIdentity,
+    LambdaBaseline,
     LambdaPoint,
     LayoutSummary,
     Mean,
@@ -43,6 +47,8 @@ from demur.records._summary import (
 )
 
 __all__ = [
+    "BASE_MODEL",
+    "CALIBRATED_MODEL",
     "SUMMARY_SCHEMA",
     "BeforeAfter",
     "CandidateScores",
@@ -50,11 +56,13 @@ __all__ = [
     "Comparison",
     "CompletionRecord",
     "DirectionCard",
+    "ExportRecord",
     "FalseRefusalScores",
     "Gate",
     "GateRule",
     "JsonLines",
     "JudgeIdentity",
+    "LambdaBaseline",
     "LambdaPoint",
     "LayoutSummary",
     "Mean",

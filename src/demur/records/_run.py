@@ -7,6 +7,11 @@ from pydantic import Field
 from demur.records._base import Record
 from demur.types import PromptLabel, Split, Verdict
 
+BASE_MODEL = "none"
+"""`CompletionRecord.intervention` of the unchanged model."""
+CALIBRATED_MODEL = "operating_point"
+"""`CompletionRecord.intervention` of the calibrated model."""
+
 
 class RunRecord(Record):
     """`run.json`: what a run folder belongs to; written first. A call with other inputs refuses the folder."""
@@ -27,11 +32,12 @@ class CandidateScores(Record):
 
     position: int
     layer: int
-    bypass_score: float
-    """Mean refusal score on harmful validation prompts while the candidate is ablated."""
-    induce_score: float
+    bypass_score: float | None
+    """Mean refusal score on harmful validation prompts while the candidate is ablated; scores are null where a model
+    gave no finite number."""
+    induce_score: float | None
     """Mean refusal score on harmless validation prompts while the candidate is added at its layer."""
-    kl_score: float
+    kl_score: float | None
     """Mean KL(base || ablated) of the next token on harmless validation prompts."""
     rejected_by: tuple[str, ...] = ()
     """The filters that removed it: layer, kl, induce, nan."""
@@ -76,7 +82,7 @@ class CompletionRecord(Record):
     prompt_sha256: str
     prompt: str
     intervention: str
-    """`none`, or the name of the condition, such as `operating_point`."""
+    """`none`, `operating_point`, or the name of another condition, such as `lambda=0.7`."""
     completion: str | None
     """null where the text is not kept: answers to harmful prompts under conditions that are only searched."""
     n_tokens: int

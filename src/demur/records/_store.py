@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -79,20 +79,25 @@ class JsonLines:
     """An append-only file of records, one JSON object a line.
 
     A batch of records is written with one write and one fsync. A kill can leave at most one broken last line, which
-    is dropped when the file is opened again.
+    is skipped by readers and cut off by the next append.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self, kind: type[R]) -> list[R]:
-        """All whole records; a broken last line is cut off the file."""
-        if not self.path.exists():
+        """All whole records; a broken last line is skipped, and the file is not changed.
+
+        Raises:
+            RunFolderError: the file cannot be read, or a line before the last is no such record.
+        """
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
             return []
-        data = self.path.read_bytes()
+        except OSError as error:
+            raise RunFolderError(f"cannot read {self.path}: {error.strerror or error}.") from error
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            write_bytes(self.path, whole)
         records = []
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
@@ -105,16 +110,29 @@ class JsonLines:
         return records
 
     def append(self, records: Iterable[Record]) -> None:
-        """Append records durably, all of them in one write."""
+        """Append records durably, all of them in one write, after cutting off a broken last line."""
         data = "".join(record.model_dump_json() + "\n" for record in records).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
+            with self.path.open("a+b") as file:
+                _cut_broken_line(file)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+
+def _cut_broken_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
 
 
 def canonical_json(value: object) -> str:

@@ -96,6 +96,8 @@ class GateRule(Record):
     bound: float | None
     """The confidence bound that was compared; null where it could not be computed."""
     limit: float
+    unit: Literal["share", "nats"] = "share"
+    """Of bound and limit."""
     reason: str
     """One sentence with the numbers."""
 
@@ -201,6 +203,13 @@ class LambdaPoint(Record):
     """Why a row was not chosen, in words."""
 
 
+class LambdaBaseline(Record):
+    """The base model on the validation prompts of the lambda curve."""
+
+    true_refusal_rate: Rate
+    false_refusal_rate: Rate
+
+
 class Mechanism(Record):
     """Is the refusal direction causal? Measured in memory on test prompts; nothing of it is written out."""
 
@@ -259,9 +268,32 @@ class Summary(Record):
     false_refusal_direction: DirectionCard | None = None
     operating_point: OperatingPoint | None = None
     lambda_curve: tuple[LambdaPoint, ...] = ()
+    lambda_baseline: LambdaBaseline | None = None
     mechanism: Mechanism | None = None
     metrics: Metrics
     comparison: Comparison | None = None
     gate: Gate | None = None
     warnings: tuple[str, ...] = ()
     provenance: Provenance
+
+
+class ExportRecord(Record):
+    """`demur.json` in an exported folder."""
+
+    schema_: Literal["demur.export/1"] = Field(default="demur.export/1", alias="schema")
+    format: Literal["adapter", "merged"]
+    base_model: ModelIdentity
+    operating_point: OperatingPoint
+    metrics: Metrics
+    gate: Gate
+    judge: JudgeIdentity
+    layout: LayoutSummary
+    logit_difference: float
+    """Largest next-token logit difference between the reloaded export and the measured model."""
+    identical_answers: int
+    """Greedy answers (up to 32 tokens) of the reloaded export that equal those of the measured model."""
+    checked_prompts: int
+    untied_embeddings: bool
+    """Whether the output head was given its own matrix."""
+    provenance: Provenance
+    """Of the run that was exported."""

@@ -3,12 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from demur.records import CompletionRecord
+from demur.records import BASE_MODEL, CALIBRATED_MODEL, CompletionRecord
 from demur.reports._format import shorten
 from demur.types import PromptLabel, Verdict
-
-BASE = "none"
-CALIBRATED = "operating_point"
 
 VERDICT_WORDS: dict[Verdict, str] = {
     "full_refusal": "refused",
@@ -67,8 +64,8 @@ def paired_completions(completions: Sequence[CompletionRecord], label: PromptLab
     it is no choice by hand.
     """
     wanted = [one for one in completions if one.label == label and one.split == "test"]
-    after = {one.prompt_sha256: one for one in wanted if one.intervention == CALIBRATED}
-    before = {one.prompt_sha256: one for one in wanted if one.intervention == BASE}
+    after = {one.prompt_sha256: one for one in wanted if one.intervention == CALIBRATED_MODEL}
+    before = {one.prompt_sha256: one for one in wanted if one.intervention == BASE_MODEL}
     return [Pair(before[key], after.get(key)) for key in sorted(before)]
 
 

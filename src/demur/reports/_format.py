@@ -24,9 +24,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else _without_negative_zero(f"{value:.{digits}f}")
 
 
-def bound(value: float | None) -> str:
-    """A confidence bound or a limit, in whatever unit it has; `-` where there is none."""
-    return "-" if value is None else f"{value:.4g}"
+def bound(value: float | None, unit: str) -> str:
+    """A confidence bound or a limit with its unit; `-` where there is none."""
+    if value is None:
+        return "-"
+    return f"{share(value)} %" if unit == "share" else f"{value:.4g} {unit}"
 
 
 def p_value(value: float) -> str:

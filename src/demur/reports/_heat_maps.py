@@ -25,9 +25,16 @@ _LARGEST_FOR_NUMBERS = 12
 class _Panel:
     name: str
     title: str
-    score: Callable[[CandidateScores], float]
+    read: Callable[[CandidateScores], float | None]
     high_is_good: bool
     logarithmic: bool = False
+
+    def score(self, one: CandidateScores) -> float:
+        """The score of a candidate that has one."""
+        value = self.read(one)
+        if value is None:
+            raise ValueError("this candidate has no score")
+        return value
 
 
 _PANELS = (

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import median, quantiles
 
 from demur.records import (
+    BASE_MODEL,
     Candidates,
     CandidateScores,
     CompletionRecord,
@@ -49,14 +50,14 @@ def gate_table(gate: Gate) -> Table:
     rows = tuple(
         (
             Cell(rule.name.replace("_", " ")),
-            Cell(bound(rule.bound), kind="number"),
-            Cell(bound(rule.limit), kind="number"),
+            Cell(bound(rule.bound, rule.unit), kind="number"),
+            Cell(bound(rule.limit, rule.unit), kind="number"),
             Cell(rule.decision, kind=rule.decision),
             Cell(rule.reason),
         )
         for rule in gate.rules
     )
-    caption = "Rules of the gate (bounds and limits of rates are shares: 0.02 is 2 points)"
+    caption = "Rules of the gate"
     return Table(caption, ("Rule", "Bound", "Limit", "Decision", "Reason"), rows)
 
 
@@ -84,7 +85,7 @@ def candidate_table(candidates: Candidates) -> Table:
     """The selected candidate and the nearest survivors."""
     texts = dict(zip(candidates.positions, candidates.position_texts, strict=False))
     survivors = [one for one in candidates.refusal if not one.rejected_by]
-    ranked = sorted(survivors, key=lambda one: (not one.selected, one.bypass_score, one.layer, one.position))
+    ranked = sorted(survivors, key=lambda one: (not one.selected, one.bypass_score or 0.0, one.layer, one.position))
     return Table(
         "The selected candidate and the next best that pass the filters",
         ("Layer", "Position", "Token", "Bypass score", "Induce score", "KL (nats)", ""),
@@ -152,7 +153,7 @@ def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
 
 def lost_refusals_table(completions: Sequence[CompletionRecord]) -> Table | None:
     """Harmful prompts answered after but not before, by hash; null where nothing was compared."""
-    if not any(one.label == "harmful" and one.intervention != "none" for one in completions):
+    if not any(one.label == "harmful" and one.intervention != BASE_MODEL for one in completions):
         return None
     lost = lost_true_refusals(completions)
     count = f"{len(lost)} harmful prompt{'' if len(lost) == 1 else 's'} refused before and answered after"

@@ -1,0 +1,70 @@
+"""The model card of an export."""
+
+from demur.records import BeforeAfter, ExportRecord, Rate, Summary
+
+
+def export_card(summary: Summary, record: ExportRecord) -> str:
+    """README.md of an exported folder: base model, method, metrics with intervals, judge, date, reload check."""
+    relation = "adapter" if record.format == "adapter" else "finetune"
+    point = record.operating_point
+    rows = "\n".join(_row(name, both) for name, both in _metrics(summary))
+    kl = summary.metrics.kl_harmless
+    divergence = "" if kl is None else f"\nKL to the base model on harmless prompts: {kl.mean:.4g} nats (n = {kl.n}).\n"
+    untied = " The output head was untied from the input embedding." if record.untied_embeddings else ""
+    sizes = ", ".join(f"{len_} {label}" for label, len_ in _test_sizes(summary))
+    return f"""---
+base_model: {summary.model.id}
+base_model_relation: {relation}
+library_name: {"peft" if record.format == "adapter" else "transformers"}
+tags: [demur, refusal-calibration]
+---
+# {summary.model.id}, false refusals removed by demur
+
+Base model: `{summary.model.id}`, {summary.model.architecture}, {summary.model.dtype}, weights
+`{summary.model.content_hash[:16]}`.
+
+Method: the false-refusal direction (Wang et al. 2025, arXiv 2410.03415), orthogonalized against the refusal direction
+(Arditi et al. 2024, arXiv 2406.11717) with lambda {point.lambda_:g}, read at layer {point.layer}, position
+{point.position}, is removed from every weight that writes to the residual stream.{untied}
+
+| test prompts | before | after |
+|---|---|---|
+{rows}
+{divergence}
+Shares of {sizes} test prompts with 95 % Wilson intervals. Refused means fully or partly, by judge
+`{record.judge.id}` version {record.judge.version}. Gate: **{record.gate.decision}**; true refusals are non-inferior to
+the base model at a margin of {record.gate.margin:.1%}.
+
+Reloaded in a fresh process with plain transformers{" and PEFT" if record.format == "adapter" else ""}: largest logit
+difference from the measured model {record.logit_difference:.2g}; {record.identical_answers} of
+{record.checked_prompts} answers identical.
+
+Measured {record.provenance.created} with demur {record.provenance.demur}, torch {record.provenance.torch}, transformers
+{record.provenance.transformers}. The whole evidence is in `demur.json`.
+"""
+
+
+def _metrics(summary: Summary) -> list[tuple[str, BeforeAfter]]:
+    metrics = summary.metrics
+    named = [
+        ("true refusal rate (harmful prompts refused)", metrics.true_refusal_rate),
+        ("false refusal rate (borderline prompts refused)", metrics.false_refusal_rate),
+        ("harmless refusal rate", metrics.harmless_refusal_rate),
+    ]
+    if metrics.task_accuracy is not None:
+        named.append(("task accuracy", metrics.task_accuracy))
+    return named
+
+
+def _row(name: str, both: BeforeAfter) -> str:
+    return f"| {name} | {_cell(both.before)} | {_cell(both.after)} |"
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None or rate.rate is None:
+        return "-"
+    return f"{rate.rate:.1%} ({rate.k}/{rate.n}, {rate.low:.1%} to {rate.high:.1%})"
+
+
+def _test_sizes(summary: Summary) -> list[tuple[str, int]]:
+    return [(label, identity.splits.get("test", 0)) for label, identity in summary.prompts.items()]

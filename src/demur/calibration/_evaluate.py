@@ -1,0 +1,111 @@
+"""The same measurements as a calibration's, without choosing anything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from demur.calibration._calibrate import LABELS, complete_test
+from demur.calibration._records import judge_identity, layout_summary, provenance, run_record
+from demur.calibration._settings import CalibrationSettings
+from demur.directions import load_directions
+from demur.errors import InputError
+from demur.evaluation import Judge, PhraseJudge, Runner, compare, decide_gate, mean_kl, metrics_of, next_token_logits
+from demur.interventions import DirectionalAblation
+from demur.models import ChatModel
+from demur.prompts import PromptSet
+from demur.records import OperatingPoint, RunFolder, Summary, write_record
+from demur.types import Progress, PromptLabel, SilentProgress
+
+
+def evaluate(
+    chat: ChatModel,
+    prompts: Mapping[PromptLabel, PromptSet],
+    *,
+    out: Path | str,
+    run: Path | str | None = None,
+    settings: CalibrationSettings | None = None,
+    judge: Judge | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Measure a model on test prompts; with `run`, before and after that run's operating point, and decide its gate.
+
+    Args:
+        chat: the model.
+        prompts: harmful, harmless and borderline prompts with splits assigned; only test prompts are used.
+        out: folder for the records; not the calibration's own.
+        run: folder of a calibration whose operating point is applied.
+        settings: of them `max_new_tokens`, `batch_size`, `margin`, `gate_kl_limit` and `seed` are used.
+        judge: gives verdicts; by default the phrase judge.
+        progress: is told what is being done.
+
+    Raises:
+        InputError: the operating point does not fit the model.
+        RunFolderError: a folder cannot be read or written.
+    """
+    settings = settings or CalibrationSettings()
+    judge = judge or PhraseJudge()
+    progress = progress or SilentProgress()
+    intervention, point = (None, None) if run is None else load_operating_point(chat, RunFolder(run))
+    folder = RunFolder(out)
+    used = {name: getattr(settings, name) for name in ("max_new_tokens", "batch_size", "margin", "gate_kl_limit")}
+    used["operating_point"] = None if point is None else point.fingerprint
+    with folder.writing(run_record("evaluation", chat, prompts, judge, used)):
+        if folder.summary.exists():
+            return folder.read_summary()
+        runner = Runner(
+            chat,
+            judge,
+            folder.completions,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        before = complete_test(runner, prompts, None, progress=progress)
+        after = kl = comparison = gate = None
+        if intervention is not None:
+            after = complete_test(runner, prompts, intervention, progress=progress)
+            texts = [prompt.text for prompt in prompts["harmless"].split("test")]
+            base = next_token_logits(chat, texts, batch_size=settings.batch_size)
+            with intervention.folded_into(chat):
+                changed = next_token_logits(chat, texts, batch_size=settings.batch_size)
+            kl, comparison = mean_kl(base, changed, seed=settings.seed), compare(before, after)
+        metrics = metrics_of(before, after, kl)
+        if comparison is not None:
+            gate = decide_gate(metrics, comparison, margin=settings.margin, kl_limit=settings.gate_kl_limit)
+        summary = Summary(
+            kind="evaluation",
+            model=chat.identity,
+            layout=layout_summary(chat, intervention),
+            prompts={label: prompts[label].identity() for label in LABELS},
+            judge=judge_identity(judge),
+            operating_point=point,
+            metrics=metrics,
+            comparison=comparison,
+            gate=gate,
+            provenance=provenance(chat, seed=settings.seed),
+        )
+        write_record(folder.summary, summary)
+        return summary
+
+
+def load_operating_point(chat: ChatModel, run: RunFolder) -> tuple[DirectionalAblation, OperatingPoint]:
+    """The intervention of a finished calibration, checked against its record and the model.
+
+    Raises:
+        InputError: the run has no operating point, its direction is not the recorded one, or it is for another width.
+    """
+    point = run.read_summary().operating_point
+    if point is None:
+        raise InputError(f"{run.path} holds no operating point; give the folder of a `demur calibrate` run.")
+    intervention = DirectionalAblation(load_directions(run.directions)["false_refusal_direction"].vector)
+    if intervention.fingerprint != point.fingerprint:
+        raise InputError(
+            f"{run.directions} is not the direction that {run.summary} records. Run the calibration again in a new "
+            "folder."
+        )
+    width = intervention.directions.shape[-1]
+    if width != chat.layout.d_model:
+        raise InputError(
+            f"the operating point of {run.path} is for a residual stream of width {width}; {chat.name} has "
+            f"{chat.layout.d_model}. Give the model that was calibrated, or a version of it."
+        )
+    return intervention, point

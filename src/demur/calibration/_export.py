@@ -1,0 +1,186 @@
+"""The safety gate of the export: weights or an adapter are written only for an operating point whose gate passed."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from demur.calibration._calibrate import LABELS
+from demur.calibration._card import export_card
+from demur.calibration._evaluate import load_operating_point
+from demur.errors import GateError, InputError, RunFolderError
+from demur.evaluation import compare, decide_gate, metrics_of
+from demur.interventions import DirectionalAblation, write_adapter, write_merged
+from demur.models import ChatModel, ExportFormat, load_chat_model, reload_answers
+from demur.records import (
+    BASE_MODEL,
+    CALIBRATED_MODEL,
+    CompletionRecord,
+    ExportRecord,
+    RunFolder,
+    RunRecord,
+    Summary,
+    read_record,
+    write_record,
+    write_text,
+)
+from demur.types import PromptLabel
+
+_TOLERANCES = {"float64": 1e-8, "float32": 1e-2}
+"""Largest logit difference after reload that rounding explains; half precision gets `_HALF`."""
+_HALF = 1.0
+
+
+@dataclass(frozen=True)
+class _Reloaded:
+    difference: float
+    identical: int
+    n: int
+
+
+def export(
+    run: Path | str,
+    *,
+    form: ExportFormat,
+    to: Path | str,
+    chat: ChatModel | None = None,
+    check_prompts: int = 32,
+) -> ExportRecord:
+    """Write the calibrated model of a run, reload it in a fresh process, and compare.
+
+    Args:
+        run: folder of a finished calibration whose gate passed.
+        form: "adapter" (PEFT LoRA folder) or "merged" (safetensors checkpoint).
+        to: new or empty folder.
+        chat: the run's model, if it is loaded already.
+        check_prompts: test prompts of each set that the reloaded model must answer as the folded one does.
+
+    Returns:
+        The record that is also written to `demur.json` in the folder, with the differences after reload.
+
+    Raises:
+        GateError: the gate did not pass; there is no way around it.
+        InputError: the model is not the one of the run, or the folder is not empty.
+        UnsupportedInterventionError: the edit has no such form for this model.
+        ModelError: the export does not reload, or answers differently.
+    """
+    folder, target = RunFolder(run), Path(to)
+    summary = folder.read_summary()
+    _require_gate(folder, summary)
+    _require_empty(target)
+    if chat is None:
+        chat = load_chat_model(summary.model.id, revision=summary.model.revision, dtype=summary.model.dtype)
+    if chat.identity.content_hash != summary.model.content_hash:
+        raise InputError(
+            f"{chat.name} is not the model that {folder.path} calibrated: its weights or tokenizer have changed since "
+            f"({chat.identity.content_hash[:12]}, not {summary.model.content_hash[:12]}). Calibrate it again."
+        )
+    intervention, _ = load_operating_point(chat, folder)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
+        reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(folder, check_prompts))
+        record = _record(summary, form, chat, reloaded)
+        write_record(partial / "demur.json", record)
+        write_text(partial / "README.md", export_card(summary, record))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rmdir()
+        partial.replace(target)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {target}: {error.strerror or error}. Give a folder that you may write with --to."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return record
+
+
+def _require_gate(folder: RunFolder, summary: Summary) -> None:
+    """The decision is taken again from the stored verdicts: a changed word in summary.json opens nothing."""
+    if summary.kind != "calibration" or summary.gate is None:
+        raise GateError(f"{folder.path} is no calibration with a gate; only those can be exported.")
+    if summary.gate.decision != "pass":
+        reasons = "\n  - ".join(summary.gate.reasons)
+        raise GateError(
+            f"not exported: the gate of {folder.path} says {summary.gate.decision}.\n  - {reasons}\n"
+            "There is no override. Calibrate with more prompts, or choose other prompts or limits."
+        )
+    settings = read_record(folder.run, RunRecord).settings
+    before, after = (_test_completions(folder, condition) for condition in (BASE_MODEL, CALIBRATED_MODEL))
+    if any(not before[label] or len(before[label]) != len(after[label]) for label in LABELS):
+        raise GateError(
+            f"not exported: {folder.completions.path} no longer holds the verdicts on which the gate was decided. Give "
+            "the calibration's command again; it computes what is missing."
+        )
+    metrics = metrics_of(before, after, summary.metrics.kl_harmless)
+    gate = decide_gate(metrics, compare(before, after), margin=settings["margin"], kl_limit=settings["gate_kl_limit"])
+    if gate.decision != "pass" or metrics != summary.metrics:
+        raise GateError(
+            f"not exported: the verdicts in {folder.completions.path} do not give the gate that summary.json claims. "
+            "Calibrate again in a new folder."
+        )
+
+
+def _test_completions(folder: RunFolder, condition: str) -> dict[PromptLabel, list[CompletionRecord]]:
+    found: dict[PromptLabel, list[CompletionRecord]] = {label: [] for label in LABELS}
+    for record in folder.completions.read(CompletionRecord):
+        if record.split == "test" and record.intervention == condition:
+            found[record.label].append(record)
+    return {label: sorted(records, key=lambda record: record.prompt_sha256) for label, records in found.items()}
+
+
+def _require_empty(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not an empty folder. Give a new folder with --to.")
+
+
+def _check_prompts(folder: RunFolder, most: int) -> list[str]:
+    completions = _test_completions(folder, CALIBRATED_MODEL)
+    return [record.prompt for label in LABELS for record in completions[label][:most]]
+
+
+def _compare_reloaded(
+    chat: ChatModel, intervention: DirectionalAblation, folder: Path, form: ExportFormat, prompts: Sequence[str]
+) -> _Reloaded:
+    """The export in a fresh process against the intervention folded into this process's model."""
+    tokens = 32
+    answers = reload_answers(chat, folder, form=form, prompts=prompts, max_new_tokens=tokens)
+    logits, completions = [], []
+    with intervention.folded_into(chat):
+        for start in range(0, len(prompts), 32):
+            chunk = prompts[start : start + 32]
+            logits.append(chat.next_token_logits(chat.batch(chat.encode(chunk))).double().cpu())
+            completions.extend(chat.generate(chunk, max_new_tokens=tokens))
+    difference = float((torch.cat(logits) - answers.logits).abs().max())
+    limit = _TOLERANCES.get(chat.identity.dtype, _HALF)
+    if not difference <= limit:
+        raise InputError(
+            f"not exported: reloaded in a fresh process, the {form} gives logits that differ by {difference:.2g} from "
+            f"the calibrated model (limit {limit:g} for {chat.identity.dtype}). "
+            + ("Use --format merged." if form == "adapter" else "Please report the architecture.")
+        )
+    identical = sum(one == two for one, two in zip(completions, answers.completions, strict=True))
+    return _Reloaded(difference, identical, len(prompts))
+
+
+def _record(summary: Summary, form: ExportFormat, chat: ChatModel, reloaded: _Reloaded) -> ExportRecord:
+    assert summary.operating_point is not None
+    assert summary.gate is not None
+    return ExportRecord(
+        format=form,
+        base_model=summary.model,
+        operating_point=summary.operating_point,
+        metrics=summary.metrics,
+        gate=summary.gate,
+        judge=summary.judge,
+        layout=summary.layout,
+        logit_difference=reloaded.difference,
+        identical_answers=reloaded.identical,
+        checked_prompts=reloaded.n,
+        untied_embeddings=form == "merged" and chat.layout.tied_embedding is not None,
+        provenance=summary.provenance,
+    )

@@ -1,0 +1,51 @@
+"""Loads an export with plain transformers (and PEFT) and writes down what it answers.
+
+Run as a program, in a fresh process: python _reload.py REQUEST.json ANSWER.safetensors. It imports nothing of demur on
+purpose: it sees the export as any other user of transformers would.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+
+def load(request: dict[str, Any]) -> Any:
+    """The exported model: a merged checkpoint, or the base model with the adapter on top."""
+    options = {"dtype": getattr(torch, request["dtype"]), "trust_remote_code": request["trust_remote_code"]}
+    if request["format"] == "merged":
+        return AutoModelForCausalLM.from_pretrained(request["folder"], **options).eval()
+    from peft import PeftModel  # noqa: PLC0415 (only adapters need it)
+
+    base = AutoModelForCausalLM.from_pretrained(request["base"], revision=request["revision"], **options)
+    return PeftModel.from_pretrained(base, request["folder"]).eval()
+
+
+def main(request_path: str, answer_path: str) -> None:
+    """Answer a request: next-token logits and greedy tokens for each left-padded batch of prompts."""
+    request = json.loads(Path(request_path).read_text())
+    model = load(request)
+    config = GenerationConfig(
+        max_new_tokens=request["max_new_tokens"],
+        do_sample=False,
+        eos_token_id=request["ends"] or None,
+        pad_token_id=request["pad"],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    answer = {}
+    for index, batch in enumerate(request["batches"]):
+        inputs = {name: torch.tensor(rows) for name, rows in batch.items()}
+        with torch.no_grad():
+            output = model.generate(**inputs, generation_config=config)
+        answer[f"logits.{index}"] = output.logits[0].to(torch.float64).contiguous()
+        answer[f"tokens.{index}"] = output.sequences[:, inputs["input_ids"].shape[1] :].contiguous()
+    save_file(answer, answer_path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
