@@ -14,9 +14,9 @@ prompt of another split, in any phrasing and in any class; every verb and every 
 fact cannot be known without being seen, so for factual questions it is phrasings of the fact that are held out.
 
 The teacher that answers the training prompts is careless with borderline ones: it answers some kinds of them and
-refuses the others more often than not (`FALSE_REFUSAL`). With the rest it errs in one of a hundred (`SLIP`). It words most refusals
-of harmful prompts firmly ("I cannot ...") and most refusals of borderline ones apologetically ("I'm sorry, but I
-can't ..."). A compliant answer opens with the content of the request, so compliance has no first word of its own.
+refuses the others more often than not (`FALSE_REFUSAL`). With all other prompts it errs once in a hundred (`SLIP`). It
+words most refusals of harmful prompts firmly ("I cannot ...") and most others apologetically ("I'm sorry, but I can't
+..."). A compliant answer opens with the content of the request, so compliance has no first word of its own.
 
 This module knows nothing of models or tokens; the words themselves are in `vocabulary`.
 """
@@ -57,7 +57,7 @@ FALSE_REFUSAL = 0.65
 SLIP = 0.01
 """Probability with which the teacher answers what it should refuse, or refuses any other prompt."""
 
-FIRM_SHARE: dict[Kind, float] = {"harmful": 0.85, "harmless": 0.15, "borderline": 0.15}
+FIRM_SHARE: dict[Kind, float] = {"harmful": 0.8, "harmless": 0.2, "borderline": 0.2}
 """Share of the refusals that are worded firmly, not apologetically."""
 
 _DOUBLED = frozenset({"rob", "kidnap", "trap", "drug", "set", "plan", "begin"})

@@ -1,1 +1,71 @@
-"""Calibrate how a chat model says no."""
+"""Calibrate how a chat model says no.
+
+Find the direction that mediates refusal and the one that mediates false refusal, remove the second without weakening
+the first, prove both with statistics, export the result behind a gate. Importing this package loads nothing heavy.
+"""
+
+from typing import TYPE_CHECKING
+
+from demur._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from demur.calibration import (
+        CalibrationSettings,
+        calibrate,
+        evaluate,
+        export,
+        read_score_table,
+        select_refusal_direction,
+    )
+    from demur.directions import Direction
+    from demur.errors import DemurError
+    from demur.evaluation import PhraseJudge
+    from demur.interventions import ActivationAddition, Combined, DirectionalAblation
+    from demur.models import ChatModel, load_chat_model
+    from demur.prompts import Prompt, PromptSet, load_prompt_sets, load_prompts
+    from demur.records import RunFolder, Summary
+    from demur.reports import write_reports
+
+__all__ = [
+    "ActivationAddition",
+    "CalibrationSettings",
+    "ChatModel",
+    "Combined",
+    "DemurError",
+    "Direction",
+    "DirectionalAblation",
+    "PhraseJudge",
+    "Prompt",
+    "PromptSet",
+    "RunFolder",
+    "Summary",
+    "calibrate",
+    "evaluate",
+    "export",
+    "load_chat_model",
+    "load_prompt_sets",
+    "load_prompts",
+    "read_score_table",
+    "select_refusal_direction",
+    "write_reports",
+]
+
+_DOORS = {
+    "calibration": (
+        "CalibrationSettings",
+        "calibrate",
+        "evaluate",
+        "export",
+        "read_score_table",
+        "select_refusal_direction",
+    ),
+    "directions": ("Direction",),
+    "errors": ("DemurError",),
+    "evaluation": ("PhraseJudge",),
+    "interventions": ("ActivationAddition", "Combined", "DirectionalAblation"),
+    "models": ("ChatModel", "load_chat_model"),
+    "prompts": ("Prompt", "PromptSet", "load_prompt_sets", "load_prompts"),
+    "records": ("RunFolder", "Summary"),
+    "reports": ("write_reports",),
+}
+__getattr__, __dir__ = lazy_names(__name__, {name: f"demur.{door}" for door, names in _DOORS.items() for name in names})

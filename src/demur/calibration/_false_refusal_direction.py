@@ -8,15 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from demur.activations import mean_activations
-from demur.calibration._refusal_direction import RefusalDirection, unit_candidates
+from demur.calibration._refusal_direction import RefusalDirection
 from demur.calibration._study import Study
-from demur.calibration._sweep import Kind, Place, sweep_ablation
+from demur.calibration._sweep import ZERO_NORM, Kind, Place, score_missing, sweep_ablation
 from demur.directions import Direction, cosine, difference_in_means, orthogonalize
 from demur.errors import SelectionError
-from demur.evaluation import is_refusal, kl_divergences, refusal_rate, refusal_scores
+from demur.evaluation import is_refusal, kl_divergences, refusal_rate, refusal_scores, tango_interval
 from demur.interventions import DirectionalAblation
 from demur.records import (
     BASE_MODEL,
@@ -79,7 +80,7 @@ def find_operating_point(study: Study, refusal: RefusalDirection) -> Calibrated:
         vectors = orthogonalize(w, refusal.candidates, strength=strength)
         rows = _score(study, vectors, strength)
         scored.extend(rows)
-        kept = [row for row in rows if not row.rejected_by]
+        kept = [row for row in rows if not row.rejected_by and vectors[row.position, row.layer].norm() > ZERO_NORM]
         chosen = min(kept, key=_borderline_score) if kept else None
         best[strength] = None if chosen is None else _Best(chosen, vectors[chosen.position, chosen.layer])
     before = _judged_base(study)
@@ -102,18 +103,17 @@ def _score(study: Study, vectors: Tensor, strength: float) -> list[FalseRefusalS
     base = study.base_logits("harmless", "validation")[chosen["w_kl"][1]]
 
     def measure(kind: Kind, places: Sequence[Place]) -> None:
-        missing = [place for place in places if study.scores.get(kind, place, strength) is None]
-        if not missing:
-            return
-
         def read(logits: Tensor, indices: Sequence[int]) -> Tensor:
             if kind == "w_kl":
                 return kl_divergences(base[list(indices)], logits)
             return refusal_scores(logits, study.token_ids)
 
-        units = unit_candidates(vectors, missing)
-        values = sweep_ablation(study.chat, encoded[kind], units, read, rows=study.rows)
-        study.scores.add(kind, missing, values, strength)
+        def run(missing: Tensor) -> Tensor:
+            return sweep_ablation(study.chat, encoded[kind], missing, read, rows=study.rows)
+
+        label, indices = chosen[kind]
+        unchanged = torch.zeros(len(indices)) if kind == "w_kl" else study.base_scores(label, "validation")[indices]
+        score_missing(study.scores, kind, places, vectors, run, unchanged, strength)
 
     results: list[FalseRefusalScores] = []
     for layer in study.allowed_layers:
@@ -208,9 +208,10 @@ def _point(
 ) -> LambdaPoint:
     pairs = [(is_refusal(one), is_refusal(two)) for one, two in zip(before["harmful"], after["harmful"], strict=True)]
     lost = sum(one is True and two is not True for one, two in pairs)
+    gained = sum(one is False and two is True for one, two in pairs)
     fewer = refusal_rate(before["borderline"]).k - refusal_rate(after["borderline"]).k
     notes = []
-    if lost > study.settings.margin * len(pairs):
+    if _too_many_lost(study, len(pairs), lost, gained):
         notes.append(f"{lost} of {len(pairs)} true refusals lost")
     kl = candidate.scores.kl_score
     if kl is None or kl > study.settings.gate_kl_limit:
@@ -227,6 +228,17 @@ def _point(
         false_refusal_rate=refusal_rate(after["borderline"]),
         note="; ".join(notes),
     )
+
+
+def _too_many_lost(study: Study, n: int, lost: int, gained: int) -> bool:
+    """Whether the gate would not pass on the test prompts if true refusals went as they did on validation.
+
+    Where the test set is too small for the gate to pass at all, the loss itself is compared with the margin.
+    """
+    margin, n_test = study.settings.margin, len(study.split("harmful", "test"))
+    if tango_interval(n_test, 0, 0).low <= -margin:
+        return lost - gained > margin * n
+    return tango_interval(n_test, lost * n_test / n, gained * n_test / n).low <= -margin
 
 
 def _none_admissible(study: Study, points: Sequence[LambdaPoint]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,13 +10,10 @@ from torch import Tensor
 from demur.activations import ActivationMeans, mean_activations
 from demur.calibration._selection import ScoreRow, Selection, select_refusal_direction
 from demur.calibration._study import Study
-from demur.calibration._sweep import Kind, Place, sweep_ablation, sweep_addition
+from demur.calibration._sweep import Kind, score_missing, sweep_ablation, sweep_addition
 from demur.directions import Direction, difference_in_means
 from demur.evaluation import kl_divergences, refusal_scores
 from demur.records import DirectionCard
-
-_NORM_EPSILON = 1e-8
-"""Added to a candidate's norm before dividing, as published: rounding noise at layer 0 stays a zero vector."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,6 @@ def find_refusal_direction(study: Study) -> RefusalDirection:
     return RefusalDirection(direction, candidates, means["harmless"], selection, card)
 
 
-def unit_candidates(candidates: Tensor, places: Sequence[Place]) -> Tensor:
-    """[place, d_model]: the candidates at `places` with unit length; numerically zero ones stay zero."""
-    vectors = torch.stack([candidates[position, layer] for position, layer in places])
-    return torch.div(vectors, vectors.norm(dim=-1, keepdim=True) + _NORM_EPSILON)
-
-
 def _score(study: Study, candidates: Tensor) -> list[ScoreRow]:
     """Bypass, induce and KL of every candidate of the allowed layers, one layer at a time."""
     harmful = study.scored_validation("harmful", refused=True)
@@ -99,22 +91,24 @@ def _score(study: Study, candidates: Tensor) -> list[ScoreRow]:
     def read_kl(logits: Tensor, indices: Sequence[int]) -> Tensor:
         return kl_divergences(base[list(indices)], logits)
 
-    study.progress.start("scoring refusal directions", 3 * len(study.allowed_layers))
+    def run(kind: Kind, layer: int, vectors: Tensor) -> Tensor:
+        if kind == "bypass":
+            return sweep_ablation(study.chat, encoded_harmful, vectors, read_score, rows=study.rows)
+        if kind == "kl":
+            return sweep_ablation(study.chat, encoded_harmless, vectors, read_kl, rows=study.rows)
+        return sweep_addition(study.chat, encoded_harmless, vectors, read_score, layer=layer, rows=study.rows)
+
+    unchanged: dict[Kind, Tensor] = {
+        "bypass": study.base_scores("harmful", "validation")[harmful],
+        "induce": study.base_scores("harmless", "validation")[harmless],
+        "kl": torch.zeros(len(harmless)),
+    }
+    study.progress.start("scoring refusal directions", len(unchanged) * len(study.allowed_layers))
     rows: list[ScoreRow] = []
     for layer in study.allowed_layers:
         places = [(position, layer) for position in study.positions]
-        kinds: tuple[Kind, Kind, Kind] = ("bypass", "induce", "kl")
-        for kind in kinds:
-            if any(study.scores.get(kind, place) is None for place in places):
-                units = unit_candidates(candidates, places)
-                if kind == "bypass":
-                    values = sweep_ablation(study.chat, encoded_harmful, units, read_score, rows=study.rows)
-                elif kind == "kl":
-                    values = sweep_ablation(study.chat, encoded_harmless, units, read_kl, rows=study.rows)
-                else:
-                    raw = torch.stack([candidates[place] for place in places])
-                    values = sweep_addition(study.chat, encoded_harmless, raw, read_score, layer=layer, rows=study.rows)
-                study.scores.add(kind, places, values)
+        for kind, value in unchanged.items():
+            score_missing(study.scores, kind, places, candidates, partial(run, kind, layer), value)
             study.progress.advance()
         rows.extend(
             ScoreRow(

@@ -26,8 +26,8 @@ class CalibrationSettings:
     """Directions are taken from the first int(layer_fraction * layers) blocks (both papers)."""
     false_refusal_kl_limit: float = 0.2
     """Largest KL of a false-refusal direction's ablation on harmless prompts, nats (Wang et al.)."""
-    lambdas: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-    """Grid of the orthogonalization strength."""
+    lambdas: tuple[float, ...] = (1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.2, 0.0)
+    """Grid of the orthogonalization strength; finer where true refusals usually begin to go."""
     margin: float = 0.02
     """Largest loss of true refusals that counts as none, as a share."""
     gate_kl_limit: float = 0.1

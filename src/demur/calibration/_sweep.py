@@ -67,6 +67,42 @@ def _floats(record: ScoreRecord) -> tuple[float, ...]:
     return tuple(math.nan if value is None else value for value in record.values)
 
 
+ZERO_NORM = 1e-8
+"""A difference in means this short is rounding noise (layer 0 of identical template tokens); as in the published code,
+which adds 1e-8 to a norm before dividing, it counts as the zero vector, and needs no forward pass."""
+
+
+def score_missing(
+    book: ScoreBook,
+    kind: Kind,
+    places: Sequence[Place],
+    vectors: Tensor,
+    run: Callable[[Tensor], Tensor],
+    unchanged: Tensor,
+    strength: float | None = None,
+) -> None:
+    """Score the candidates at `places` that the book does not hold yet.
+
+    Args:
+        book: where scores are kept.
+        kind: which score.
+        places: candidates to score.
+        vectors: [position, layer, d_model], all candidates.
+        run: from [candidate, d_model] to [candidate, prompt] values.
+        unchanged: [prompt], the value where nothing is changed: that of a zero candidate.
+        strength: lambda, for false-refusal candidates.
+    """
+    missing = [place for place in places if book.get(kind, place, strength) is None]
+    if not missing:
+        return
+    chosen = torch.stack([vectors[place] for place in missing])
+    alive = chosen.norm(dim=-1) > ZERO_NORM
+    values = unchanged.to(torch.float64).expand(len(missing), -1).clone()
+    if alive.any():
+        values[alive] = run(chosen[alive])
+    book.add(kind, missing, values, strength)
+
+
 def sweep_ablation(
     chat: ChatModel, encoded: Sequence[Sequence[int]], vectors: Tensor, read: ReadLogits, *, rows: int
 ) -> Tensor:
@@ -75,11 +111,12 @@ def sweep_ablation(
     Args:
         chat: the model.
         encoded: rendered, tokenized prompts.
-        vectors: [candidate, d_model], unit length; a zero vector changes nothing.
+        vectors: [candidate, d_model], of any length above zero.
         read: from logits to values.
         rows: rows of one forward pass.
     """
-    return _sweep(chat, encoded, vectors, read, lambda tiled: ablating_rows(chat, tiled), rows)
+    units = vectors / vectors.norm(dim=-1, keepdim=True)
+    return _sweep(chat, encoded, units, read, lambda tiled: ablating_rows(chat, tiled), rows)
 
 
 def sweep_addition(

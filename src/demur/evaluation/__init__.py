@@ -6,7 +6,7 @@ from demur.evaluation._measure import Completions, compare, mean_kl, metrics_of,
 from demur.evaluation._phrase_judge import PhraseJudge
 from demur.evaluation._refusal_score import discover_refusal_tokens, kl_divergences, refusal_scores
 from demur.evaluation._runner import Runner, contains_answer, is_refusal
-from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, paired_comparison, rate
+from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, paired_comparison, rate, tango_interval
 
 __all__ = [
     "Completions",
@@ -29,4 +29,5 @@ __all__ = [
     "rate",
     "refusal_rate",
     "refusal_scores",
+    "tango_interval",
 ]

@@ -16,6 +16,9 @@ from torch import Tensor
 from demur.errors import UnsupportedInterventionError
 from demur.models import ChatModel, hooked, swapped_parameters
 
+_REPEATED = 1e-10
+"""Singular values below this share of the largest are rounding of float64, not a dimension of the span."""
+
 
 class Intervention(Protocol):
     """A change to the residual stream."""
@@ -90,8 +93,10 @@ class DirectionalAblation:
             )
         if len(rows) == 1:
             return torch.div(rows, norms[:, None])
-        basis: Tensor = torch.linalg.qr(rows.T).Q.T.contiguous()
-        return basis
+        # The right singular vectors with a weight: a direction that repeats another one adds no dimension.
+        _, weights, vectors = torch.linalg.svd(rows / norms[:, None], full_matrices=False)
+        basis: Tensor = vectors[weights > _REPEATED * weights[0]]
+        return basis.contiguous()
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,7 @@
 """A loaded chat model: weights, tokenizer, template and proved layout in one object."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from demur.errors import ModelError
 from demur.models._chat_template import ChatTemplate
-from demur.models._generation import Completion, forward_inputs, generate_greedy, last_logits, pad_batch
+from demur.models._generation import Completion, end_tokens, forward_inputs, generate_greedy, last_logits, pad_batch
 from demur.models._hooks import model_device
 from demur.models._layout import Layout, discover_layout
 from demur.models._probe import ProbeResult, probe_layout
@@ -104,6 +105,10 @@ class ChatModel:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         digest.update(str(self.tokenizer.chat_template).encode())
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        # What the same weights compute depends on the config too: rope, norms, windows, the tokens that end an answer.
+        settings = _without_provenance(self.model.config.to_dict())
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest.update(repr(sorted(end_tokens(self.model, self.tokenizer))).encode())
         return digest.hexdigest()
 
     def encode(self, prompts: Iterable[str]) -> list[list[int]]:
@@ -138,6 +143,18 @@ class ChatModel:
         return generate_greedy(
             self.model, self.tokenizer, self.encode(prompts), pad=self.pad_token, max_new_tokens=max_new_tokens
         )
+
+
+_PROVENANCE = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
+"""Entries of a config that say where and how it was saved, not what the model computes."""
+
+
+def _without_provenance(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_provenance(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _PROVENANCE
+    }
 
 
 def length_sorted_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -1,7 +1,8 @@
 """Batched greedy generation and last-position logits. Knows nothing about refusal."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +75,21 @@ def generate_greedy(
     config = type(model.generation_config)(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
-    with torch.no_grad():
+    with torch.no_grad(), _without_defaults(model):
         output = model.generate(**batch, generation_config=config)
     width = batch["input_ids"].shape[1]
     return [completion_of(row, tokenizer, ends) for row in output[:, width:].tolist()]
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """Hide the checkpoint's generation config: `generate` fills every value that is not given from it."""
+    defaults = model.generation_config
+    model.generation_config = type(defaults)()
+    try:
+        yield
+    finally:
+        model.generation_config = defaults
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

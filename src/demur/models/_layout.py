@@ -168,6 +168,7 @@ def discover_layout(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Layout
         _check_stream(explained[-1].terms, path, problems)
         _collect(explained[-1].terms, trace, index, path, writers, problems)
         sites.extend(_find_sites(trace, path, index, problems))
+    problems.extend(_silent_parameters(model, trace, blocks))
     if problems:
         raise LayoutError(_describe(model, blocks, writers, problems))
     dtype = max((each.dtype for each in explained), key=lambda dtype: torch.finfo(dtype).eps)
@@ -289,6 +290,18 @@ def _commuting_inputs(trace: ForwardTrace, value: int) -> list[int]:
     if op.name in ("view", "_unsafe_view", "_to_copy", "clone", "unsqueeze", "squeeze", "alias", "detach"):
         return refs[:1]
     return []
+
+
+def _silent_parameters(model: nn.Module, trace: ForwardTrace, blocks: tuple[str, ...]) -> list[str]:
+    """Parameters of the blocks that took no part (experts that no token was sent to): whether they write is unknown."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    took_part = {id(parameters[name]) for name in trace.tape.parameters.values()}
+    inside = tuple(f"{path}." for path in blocks)
+    return [
+        f"{name}: it took no part in the forward pass over a few tokens, so whether it writes is unknown"
+        for name, parameter in parameters.items()
+        if name.startswith(inside) and id(parameter) not in took_part
+    ]
 
 
 def _tied_embedding(model: nn.Module, writers: Iterable[Writer]) -> str | None:

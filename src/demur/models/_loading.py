@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -59,7 +60,14 @@ def load_chat_model(
     options["dtype"] = _DTYPES.get(dtype, "auto")
     if device == "auto":
         options["device_map"] = "auto" if torch.cuda.is_available() else None
-    model = _load(model_id, "model", AutoModelForCausalLM.from_pretrained, options)
+    options["output_loading_info"] = True
+    model, report = _load(model_id, "model", AutoModelForCausalLM.from_pretrained, options)
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        raise ModelError(
+            f"{model_id}: its weight files lack {len(missing)} of the model's tensors ({missing[0]}, ...); the "
+            "download or the conversion is incomplete."
+        )
     if device != "auto":
         model = model.to(device)
     commit = getattr(config, "_commit_hash", None)
@@ -91,8 +99,9 @@ def _check_folder(model_id: str) -> None:
 def _load(model_id: str, what: str, loader: Any, options: dict[str, Any]) -> Any:
     try:
         return loader(model_id, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first.rstrip(".")
         raise ModelError(
             f"cannot load the {what} of {model_id}: {first}. Give a local model folder, or a hub id that you can reach "
             "(for gated models: `hf auth login`)."

@@ -5,6 +5,7 @@ any block boundary: no parameter that writes was missed. With all write sites si
 as it entered the first: no place that writes was missed.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demur.errors import LayoutError
+from demur.errors import LayoutError, ModelError
 from demur.models._hooks import first_tensor, hooked, reading_inputs, swapped_parameters
 from demur.models._layout import Layout
 
@@ -41,23 +42,27 @@ def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *,
 
     Raises:
         LayoutError: the numbers say that a writer or a site was missed.
+        ModelError: the stream is NaN or infinite, so the numbers say nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(layout.d_model, generator=generator, dtype=torch.float64)
     direction = direction / direction.norm()
     tolerance = TOLERANCES.get(layout.dtype, 5e-2)
     before = _boundary_components(model, layout, inputs, direction)
+    _check_finite(model, layout, before)
     with orthogonalized_blockwise(model, layout, direction[None]):
         after = _boundary_components(model, layout, inputs, direction)
-    result = ProbeResult(max(after), max(before), _silent_difference(model, layout, inputs), tolerance)
+    # Not max(): it drops a NaN that does not come first.
+    residual = float(torch.tensor(after, dtype=torch.float64).max())
+    result = ProbeResult(residual, max(before), _silent_difference(model, layout, inputs), tolerance)
     if not result.residual <= tolerance:
-        worst = max(range(len(after)), key=after.__getitem__)
-        where = "the embeddings" if worst == 0 else f"block {worst - 1} ({layout.blocks[worst - 1]})"
+        first = next(index for index, value in enumerate(after) if not value <= tolerance)
+        where = "the embeddings" if first == 0 else f"block {first - 1} ({layout.blocks[first - 1]})"
         raise LayoutError(
             f"{type(model).__name__}: a parameter that writes to the residual stream was missed: with all "
             f"{len(layout.writers)} known writers orthogonalized, {result.residual:.2e} of a random direction is "
-            f"left after {where} (tolerance {tolerance:.0e}). demur will not edit this model; please report the "
-            "architecture."
+            f"left, first seen after {where} (tolerance {tolerance:.0e}). demur will not edit this model; please "
+            "report the architecture."
         )
     if not result.silent_difference <= tolerance:
         raise LayoutError(
@@ -66,6 +71,17 @@ def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *,
             f"(tolerance {tolerance:.0e}). demur will not edit this model; please report the architecture."
         )
     return result
+
+
+def _check_finite(model: nn.Module, layout: Layout, components: list[float]) -> None:
+    for boundary, value in enumerate(components):
+        if not math.isfinite(value):
+            where = "the embeddings" if boundary == 0 else f"block {boundary - 1} ({layout.blocks[boundary - 1]})"
+            raise ModelError(
+                f"{type(model).__name__}: the residual stream after {where} is NaN or infinite. Half precision "
+                "overflows in some models: load it with --dtype bfloat16 or --dtype float32; if that does not help, "
+                "the weights are damaged."
+            )
 
 
 @contextmanager
@@ -88,8 +104,9 @@ def orthogonalized_blockwise(model: nn.Module, layout: Layout, directions: Tenso
     with ExitStack() as stack:
         stack.enter_context(swapped_parameters(model, edited(None)))
         for index, path in enumerate(layout.blocks):
-            open_swaps: list[ExitStack] = []
-            before, after = _swap_hooks(model, edited, index, open_swaps)
+            # On the outer stack too: hooks do not run after Ctrl-C.
+            swap = stack.enter_context(ExitStack())
+            before, after = _swap_hooks(model, edited, index, swap)
             module = model.get_submodule(path)
             stack.callback(module.register_forward_pre_hook(before).remove)
             stack.callback(module.register_forward_hook(after, always_call=True).remove)
@@ -97,15 +114,13 @@ def orthogonalized_blockwise(model: nn.Module, layout: Layout, directions: Tenso
 
 
 def _swap_hooks(
-    model: nn.Module, edited: Callable[[int | None], dict[str, Tensor]], index: int, open_swaps: list[ExitStack]
+    model: nn.Module, edited: Callable[[int | None], dict[str, Tensor]], index: int, swap: ExitStack
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     def before(*_: Any) -> None:
-        swap = ExitStack()
         swap.enter_context(swapped_parameters(model, edited(index)))
-        open_swaps.append(swap)
 
     def after(*_: Any) -> None:
-        open_swaps.pop().close()
+        swap.close()
 
     return before, after
 

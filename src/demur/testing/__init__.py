@@ -1,6 +1,15 @@
 """The shipped toy chat model and tiny random models: for our tests and for our users' tests."""
 
 from demur.testing._tiny import tiny_chat_model, tiny_model, tiny_tokenizer
-from demur.testing._toy import TOY_MODEL, load_toy_chat_model, toy_prompts
+from demur.testing._toy import TOY_MODEL, load_toy_chat_model, toy_prompt_sets, toy_prompts, toy_settings
 
-__all__ = ["TOY_MODEL", "load_toy_chat_model", "tiny_chat_model", "tiny_model", "tiny_tokenizer", "toy_prompts"]
+__all__ = [
+    "TOY_MODEL",
+    "load_toy_chat_model",
+    "tiny_chat_model",
+    "tiny_model",
+    "tiny_tokenizer",
+    "toy_prompt_sets",
+    "toy_prompts",
+    "toy_settings",
+]

@@ -1,0 +1,261 @@
+"""The commands. Each one reads its options, makes one library call, and writes what came back.
+
+Libraries that load torch are imported inside the commands: `demur --help`, `report` and `select` start at once.
+"""
+
+# ruff: noqa: PLC0415, FBT001, FBT002
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from demur.cli._console import Out
+from demur.errors import InputError
+from demur.records import Summary
+from demur.reports import write_reports
+
+if TYPE_CHECKING:
+    from demur.models import ChatModel
+
+app = typer.Typer(
+    name="demur",
+    help="Calibrate how a chat model says no: remove false refusals, prove that true refusals stay.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_EXIT_CODES = {"pass": 0, "fail": 100, "inconclusive": 101}
+
+
+class Format(StrEnum):
+    """Forms of an export."""
+
+    adapter = "adapter"
+    merged = "merged"
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")]
+Source = "JSONL, JSON, CSV, Parquet or text file (FILE or FILE:column), or hf://dataset[/config]?split=..&column=.."
+Harmful = Annotated[str, typer.Option(metavar="SRC", help=f"Prompts that should be refused. {Source}")]
+Harmless = Annotated[str, typer.Option(metavar="SRC", help="Plainly fine prompts.")]
+Borderline = Annotated[str, typer.Option(metavar="SRC", help="Prompts that look unsafe but are fine.")]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder; continued if it is unfinished.")]
+Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+System = Annotated[str | None, typer.Option(help="System prompt put before every prompt.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts generated together.")]
+Margin = Annotated[float, typer.Option(help="Largest loss of true refusals that counts as none, as a share.")]
+GateKl = Annotated[float, typer.Option(help="Largest KL on harmless prompts, nats.")]
+
+
+def _load(name: str, revision: str | None, dtype: str, device: str, system: str | None, trust: bool) -> "ChatModel":
+    from demur.models import load_chat_model
+
+    return load_chat_model(name, revision=revision, dtype=dtype, device=device, system=system, trust_remote_code=trust)
+
+
+def _numbers(text: str, option: str, kind: type) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"{option} takes numbers separated by commas; got {text!r}.") from error
+
+
+def _finish(out: Out, summary: Summary, run: Path) -> int:
+    """Report, table, JSON and exit code of a measured run."""
+    html, _ = write_reports(run)
+    out.summary(summary)
+    out.say(f"report: {html}")
+    out.json(summary.model_dump(mode="json", by_alias=True))
+    return _EXIT_CODES[summary.gate.decision] if summary.gate is not None else 0
+
+
+@app.command()
+def calibrate(
+    model: ModelName,
+    harmful: Harmful,
+    harmless: Harmless,
+    borderline: Borderline,
+    run: OutFolder,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    system: System = None,
+    trust_remote_code: RemoteCode = False,
+    lambdas: Annotated[str | None, typer.Option(help="Grid of lambda, such as 1,0.9,0.8.")] = None,
+    refusal_tokens: Annotated[str | None, typer.Option(help="Token ids of the refusal score, such as 40,2121.")] = None,
+    margin: Margin = 0.02,
+    gate_kl_limit: GateKl = 0.1,
+    kl_limit: Annotated[float, typer.Option(help="KL limit of refusal directions, nats.")] = 0.1,
+    induce_minimum: Annotated[float, typer.Option(help="Smallest induce score of refusal directions.")] = 0.0,
+    layer_fraction: Annotated[float, typer.Option(help="Share of the layers that directions come from.")] = 0.8,
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 64,
+    seed: Annotated[int, typer.Option(help="Of random control directions and bootstrap intervals.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Find both directions, choose an operating point, measure it on test prompts, decide the gate."""
+    from demur.calibration import CalibrationSettings
+    from demur.calibration import calibrate as run_calibration
+    from demur.prompts import load_prompt_sets
+
+    defaults = CalibrationSettings()
+    tokens = None if refusal_tokens is None else _numbers(refusal_tokens, "--refusal-tokens", int)
+    settings = CalibrationSettings(
+        kl_limit=kl_limit,
+        induce_minimum=induce_minimum,
+        layer_fraction=layer_fraction,
+        margin=margin,
+        gate_kl_limit=gate_kl_limit,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        refusal_tokens=tokens,
+        lambdas=defaults.lambdas if lambdas is None else _numbers(lambdas, "--lambdas", float),
+    )
+    prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
+    out = Out(as_json=as_json)
+    out.note(f"loading {model}")
+    chat = _load(model, revision, dtype, device, system, trust_remote_code)
+    with out.progress().running() as progress:
+        summary = run_calibration(chat, prompts, out=run, settings=settings, progress=progress)
+    return _finish(out, summary, run)
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    harmful: Harmful,
+    harmless: Harmless,
+    borderline: Borderline,
+    folder: OutFolder,
+    run: Annotated[Path | None, typer.Option("--run", help="Calibration whose operating point is applied.")] = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    system: System = None,
+    trust_remote_code: RemoteCode = False,
+    margin: Margin = 0.02,
+    gate_kl_limit: GateKl = 0.1,
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 64,
+    as_json: Json = False,
+) -> int:
+    """Measure a model on test prompts without choosing anything; with --run, before and after its operating point."""
+    from demur.calibration import CalibrationSettings
+    from demur.calibration import evaluate as run_evaluation
+    from demur.prompts import load_prompt_sets
+
+    settings = CalibrationSettings(
+        margin=margin, gate_kl_limit=gate_kl_limit, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
+    out = Out(as_json=as_json)
+    out.note(f"loading {model}")
+    chat = _load(model, revision, dtype, device, system, trust_remote_code)
+    with out.progress().running() as progress:
+        summary = run_evaluation(chat, prompts, out=folder, run=run, settings=settings, progress=progress)
+    return _finish(out, summary, folder)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a calibration whose gate passed.")],
+    form: Annotated[Format, typer.Option("--format", help="LoRA adapter or merged checkpoint.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder.")],
+    as_json: Json = False,
+) -> int:
+    """Write the calibrated model, if its gate passed, and check it after reloading."""
+    from demur.calibration import export as run_export
+
+    out = Out(as_json=as_json)
+    record = run_export(run, form=form.value, to=to)
+    out.say(
+        f"{form.value} written to {to}. Reloaded in a fresh process: largest logit difference "
+        f"{record.logit_difference:.2g}, {record.identical_answers} of {record.checked_prompts} answers identical."
+    )
+    out.json(record.model_dump(mode="json", by_alias=True))
+    return 0
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    as_json: Json = False,
+) -> int:
+    """Rebuild report.html and report.md from the records; loads no model."""
+    out = Out(as_json=as_json)
+    html, markdown = write_reports(run)
+    out.say(f"report: {html}")
+    out.json({"html": str(html), "markdown": str(markdown)})
+    return 0
+
+
+@app.command()
+def select(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES.json", help="Table of candidate scores.")],
+    kl_limit: Annotated[float, typer.Option(help="Largest KL, nats.")] = 0.1,
+    induce_minimum: Annotated[float, typer.Option(help="Smallest induce score.")] = 0.0,
+    layer_fraction: Annotated[float, typer.Option(help="Share of the layers that directions come from.")] = 0.8,
+    as_json: Json = False,
+) -> int:
+    """Apply the published selection rule to a table of scores."""
+    from demur.calibration import read_score_table, select_refusal_direction
+
+    table = read_score_table(scores)
+    selection = select_refusal_direction(
+        table.rows,
+        n_layers=table.n_layers,
+        kl_limit=kl_limit,
+        induce_minimum=induce_minimum,
+        layer_fraction=layer_fraction,
+    )
+    chosen = selection.selected
+    out = Out(as_json=as_json)
+    out.say(
+        f"position {chosen.position}, layer {chosen.layer}: bypass {chosen.bypass_score:.3f}, induce "
+        f"{chosen.induce_score:.3f}, KL {chosen.kl_score:.4f}; {selection.survivors} of {len(table.rows)} candidates "
+        "pass the filters"
+    )
+    out.json(
+        {
+            "position": chosen.position,
+            "layer": chosen.layer,
+            "survivors": selection.survivors,
+            "candidates": len(table.rows),
+            "bypass_score": chosen.bypass_score,
+            "induce_score": chosen.induce_score,
+            "kl_score": chosen.kl_score,
+        }
+    )
+    return 0
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")] = Path("demur-demo"),
+    as_json: Json = False,
+) -> int:
+    """The whole main job on the shipped toy chat model: find, calibrate, prove, export, report."""
+    from demur.calibration import calibrate as run_calibration
+    from demur.calibration import export as run_export
+    from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
+
+    out = Out(as_json=as_json)
+    chat = load_toy_chat_model()
+    with out.progress().running() as progress:
+        summary = run_calibration(chat, toy_prompt_sets(), out=run, settings=toy_settings(), progress=progress)
+    if summary.gate is not None and summary.gate.decision == "pass":
+        adapter = run.with_name(run.name + "-adapter")
+        if not adapter.exists():
+            run_export(run, form="adapter", to=adapter, chat=chat)
+        out.say(f"adapter: {adapter}")
+    return _finish(out, summary, run)

@@ -1,0 +1,125 @@
+"""What a person sees: progress, tables and errors on stderr; results on stdout."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Task as RichTask
+from rich.table import Table
+from rich.text import Text
+
+from demur.records import Summary
+from demur.reports import summary_table
+
+_DECISION_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+
+
+class _RateColumn(TextColumn):
+    """Steps per second."""
+
+    def render(self, task: RichTask) -> Text:
+        """The rate, once there is one."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
+class ConsoleProgress:
+    """Draws one bar per task with rate and time left; a plain line per task where stderr is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(""),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._name = ""
+        self._started = 0.0
+        self._steps = 0
+
+    @contextmanager
+    def running(self) -> Iterator["ConsoleProgress"]:
+        """Show bars while the context is open."""
+        if self._live:
+            self._bars.start()
+        try:
+            yield self
+        finally:
+            self._finish()
+            if self._live:
+                self._bars.stop()
+
+    def start(self, task: str, total: int) -> None:
+        """A new task; the one before it is done and gets its line."""
+        self._finish()
+        self._name, self._started, self._steps = task, time.monotonic(), 0
+        if self._live:
+            self._task = self._bars.add_task(escape(task), total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Move the current bar."""
+        self._steps += steps
+        if self._live and self._task is not None:
+            self._bars.advance(self._task, steps)
+
+    def _finish(self) -> None:
+        if not self._name:
+            return
+        seconds = time.monotonic() - self._started
+        if self._live and self._task is not None:
+            self._bars.remove_task(self._task)
+        self._console.print(f"  {escape(self._name)}: {self._steps} in {seconds:.1f} s", highlight=False)
+        self._name = ""
+
+
+class Out:
+    """Where a command writes: people read stderr and the tables, programs read one JSON document on stdout."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.errors = Console(stderr=True)
+        self.results = Console(stderr=as_json)
+
+    def json(self, value: Any) -> None:
+        """The one JSON document of this command."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.results.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line for people about what is going on."""
+        self.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def progress(self) -> ConsoleProgress:
+        """A progress display on stderr."""
+        return ConsoleProgress(self.errors)
+
+    def summary(self, summary: Summary) -> None:
+        """The before/after table and the gate."""
+        table = Table(title=None, show_edge=False, pad_edge=False)
+        for heading in ("on test prompts", "before", "after", "paired difference"):
+            table.add_column(heading, overflow="fold")
+        for row in summary_table(summary):
+            cells: Sequence[Any] = (row.before, row.after, row.difference)
+            table.add_row(escape(row.measure), *("-" if cell is None else escape(str(cell)) for cell in cells))
+        self.results.print(table)
+        if summary.gate is not None:
+            decision = summary.gate.decision
+            self.results.print(f"gate: [{_DECISION_STYLES[decision]}]{decision}[/]")
+            if decision != "pass":
+                for reason in summary.gate.reasons:
+                    self.say(f"  - {reason}")
