@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         read_score_table,
         select_refusal_direction,
     )
-    from demur.directions import Direction
+    from demur.directions import Direction, load_directions
     from demur.errors import DemurError
     from demur.evaluation import PhraseJudge
     from demur.interventions import ActivationAddition, Combined, DirectionalAblation
@@ -43,6 +43,7 @@ __all__ = [
     "evaluate",
     "export",
     "load_chat_model",
+    "load_directions",
     "load_prompt_sets",
     "load_prompts",
     "read_score_table",
@@ -59,7 +60,7 @@ _DOORS = {
         "read_score_table",
         "select_refusal_direction",
     ),
-    "directions": ("Direction",),
+    "directions": ("Direction", "load_directions"),
     "errors": ("DemurError",),
     "evaluation": ("PhraseJudge",),
     "interventions": ("ActivationAddition", "Combined", "DirectionalAblation"),

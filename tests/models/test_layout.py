@@ -74,7 +74,7 @@ WRITERS = {
     ),
 }
 FLOAT32_NORMS = {"gemma2", "gemma3_text", "olmo2"}
-EXPERTS = {"mixtral": {"num_local_experts": 3}, "qwen3_moe": {"num_experts": 3, "moe_intermediate_size": 16}}
+EXPERTS = {"mixtral": {"num_local_experts": 3}, "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2}}
 
 
 @pytest.fixture
@@ -158,7 +158,10 @@ def test_sites_are_the_innermost_modules_whose_output_is_added(family, chat):
 def test_a_norm_after_the_write_is_one_scale_step_with_the_norms_own_gain(family, tiny):
     chat = tiny(family)
     assert chat.layout.has_norm_after_write
-    norms = {"self_attn.o_proj.weight": "post_attention_layernorm", "mlp.down_proj.weight": "post_feedforward_layernorm"}
+    norms = {
+        "self_attn.o_proj.weight": "post_attention_layernorm",
+        "mlp.down_proj.weight": "post_feedforward_layernorm",
+    }
     offset = 0.0 if family == "olmo2" else 1.0  # Gemma stores the gain minus one
     for writer in chat.layout.writers:
         if writer.block is None:
@@ -191,7 +194,9 @@ def test_an_untied_embedding_is_not_called_tied(family, tiny):
     assert tiny(family).layout.tied_embedding is None
 
 
-@pytest.mark.parametrize(("family", "name"), [("gpt2", "transformer.wte.weight"), ("gemma", "model.embed_tokens.weight")])
+@pytest.mark.parametrize(
+    ("family", "name"), [("gpt2", "transformer.wte.weight"), ("gemma", "model.embed_tokens.weight")]
+)
 def test_a_tied_embedding_is_named_by_its_input_side(family, name, tiny):
     assert tiny(family).layout.tied_embedding == name
 
@@ -221,7 +226,9 @@ def test_messages_of_the_probe_say_what_is_left_and_where(tiny):
     with pytest.raises(LayoutError) as caught:
         probe_layout(chat.model, fewer, chat.probe_inputs())
     message = str(caught.value)
-    assert message.startswith("LlamaForCausalLM: a parameter that writes to the residual stream was missed: with all 6 ")
+    assert message.startswith(
+        "LlamaForCausalLM: a parameter that writes to the residual stream was missed: with all 6 "
+    )
     assert "of a random direction is left, first seen after the embeddings (tolerance 1e-10)" in message
     assert "demur will not edit this model" in message
 

@@ -7,5 +7,10 @@ class Record(BaseModel):
     """Base of all records. Unknown keys are refused, so that a typo never passes as an absent value."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+        frozen=True,
+        use_attribute_docstrings=True,
+        extra="forbid",
+        populate_by_name=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
     )
