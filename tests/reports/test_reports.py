@@ -191,7 +191,7 @@ def test_markdown_tables(written):
         "| False refusal rate (lower is better, 2 unjudged after) | 41.3 % (186/450, 36.9 to 45.9 %) "
         "| 12.0 % (54/450, 9.3 to 15.3 %) | -29.3 points (-33.8 to -24.9, 3 gained, 135 lost) | &lt; 0.001 |"
     ) in markdown
-    assert "| true refusals kept | -0.0165 | -0.02 | pass | Kept: on 450" in markdown
+    assert "| true refusals kept | -1.7 % | -2.0 % | pass | Kept: on 450" in markdown
     assert "- All 3 rules of the gate passed." in markdown
     assert "| 1.25 | - | - | - | - | - | no candidate met the constraints |" in markdown
     assert r"| 3 | -2 | \$x\$ &lt;script&gt;\_^ |" in markdown

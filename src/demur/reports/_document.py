@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 
 from demur.reports._examples import ExampleGroup, borderline_examples
+from demur.reports._format import model_name
 from demur.reports._provenance import missing_records, provenance_tables
 from demur.reports._records import RunRecords
 from demur.reports._sections import (
@@ -85,7 +86,7 @@ def build_document(run: RunRecords) -> Document:
         _provenance(run),
     )
     return Document(
-        title=f"How {summary.model.id} refuses",
+        title=f"How {model_name(summary.model.id)} refuses",
         verdict=verdict(summary),
         decision=summary.gate.decision if summary.gate else None,
         reasons=gate_reasons(summary.gate) if summary.gate else (),

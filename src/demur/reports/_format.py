@@ -69,3 +69,9 @@ def shorten(text: str, longest: int) -> str:
 
 def _without_negative_zero(text: str) -> str:
     return text[1:] if text.startswith("-") and not text.strip("-0.") else text
+
+
+def model_name(identifier: str) -> str:
+    """A hub id as it is; of a path only the folder's name, which is what a reader knows the model by."""
+    is_path = identifier.startswith(("/", ".", "~")) or "\\" in identifier
+    return re.split(r"[/\\]", identifier.rstrip("/\\"))[-1] if is_path else identifier

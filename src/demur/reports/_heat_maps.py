@@ -156,8 +156,21 @@ def _print_value(
     colour = INK if one.rejected_by else ON_BETTER if better else ON_WORSE
     weight = "bold" if one.selected else "normal"
     axes.text(
-        one.layer, row, number(value, 2), ha="center", va="center", fontsize=7.5, color=colour, weight=weight, zorder=6
+        one.layer,
+        row,
+        _in_cell(value, panel),
+        ha="center",
+        va="center",
+        fontsize=7.5,
+        color=colour,
+        weight=weight,
+        zorder=6,
     )
+
+
+def _in_cell(value: float, panel: _Panel) -> str:
+    """KL is small wherever it matters, so it is shown with two significant digits instead of two decimals."""
+    return f"{value:.2g}" if panel.logarithmic else number(value, 2)
 
 
 def _norm(scores: Sequence[CandidateScores], panel: _Panel) -> Normalize:
