@@ -49,7 +49,7 @@ class Recipe:
     """Everything that fixes the training, beside the language."""
 
     seed: int
-    steps: int = 800
+    steps: int = 700
     batch_size: int = 64
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -57,8 +57,8 @@ class Recipe:
     vocabulary_size: int = 3072
     tokenizer_lessons: int = 20_000
     hidden_size: int = 128
-    mlp_size: int = 344
-    layers: int = 6
+    mlp_size: int = 208
+    layers: int = 8
     heads: int = 4
 
 

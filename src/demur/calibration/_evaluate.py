@@ -15,6 +15,9 @@ from demur.prompts import PromptSet
 from demur.records import OperatingPoint, RunFolder, Summary, write_record
 from demur.types import Progress, PromptLabel, SilentProgress
 
+_USED = ("max_new_tokens", "batch_size", "margin", "gate_kl_limit", "seed")
+"""The settings that an evaluation depends on."""
+
 
 def evaluate(
     chat: ChatModel,
@@ -46,7 +49,7 @@ def evaluate(
     progress = progress or SilentProgress()
     intervention, point = (None, None) if run is None else load_operating_point(chat, RunFolder(run))
     folder = RunFolder(out)
-    used = {name: getattr(settings, name) for name in ("max_new_tokens", "batch_size", "margin", "gate_kl_limit")}
+    used = {name: getattr(settings, name) for name in _USED}
     used["operating_point"] = None if point is None else point.fingerprint
     with folder.writing(run_record("evaluation", chat, prompts, judge, used)):
         if folder.summary.exists():
@@ -63,7 +66,9 @@ def evaluate(
         after = kl = comparison = gate = None
         if intervention is not None:
             after = complete_test(runner, prompts, intervention, progress=progress)
-            texts = [prompt.text for prompt in prompts["harmless"].split("test")]
+            # In the order of a calibration, so that the bootstrap draws the same prompts.
+            harmless = sorted(prompts["harmless"].split("test"), key=lambda prompt: prompt.sha256)
+            texts = [prompt.text for prompt in harmless]
             base = next_token_logits(chat, texts, batch_size=settings.batch_size)
             with intervention.folded_into(chat):
                 changed = next_token_logits(chat, texts, batch_size=settings.batch_size)

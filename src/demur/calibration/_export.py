@@ -111,10 +111,10 @@ def _require_gate(folder: RunFolder, summary: Summary) -> None:
         )
     settings = read_record(folder.run, RunRecord).settings
     before, after = (_test_completions(folder, condition) for condition in (BASE_MODEL, CALIBRATED_MODEL))
-    if any(not before[label] or len(before[label]) != len(after[label]) for label in LABELS):
+    if any(not before[label] or _hashes(before[label]) != _hashes(after[label]) for label in LABELS):
         raise GateError(
-            f"not exported: {folder.completions.path} no longer holds the verdicts on which the gate was decided. Give "
-            "the calibration's command again; it computes what is missing."
+            f"not exported: {folder.completions.path} no longer holds the verdicts on which the gate was decided. "
+            "Calibrate again in a new folder."
         )
     metrics = metrics_of(before, after, summary.metrics.kl_harmless)
     gate = decide_gate(metrics, compare(before, after), margin=settings["margin"], kl_limit=settings["gate_kl_limit"])
@@ -126,11 +126,20 @@ def _require_gate(folder: RunFolder, summary: Summary) -> None:
 
 
 def _test_completions(folder: RunFolder, condition: str) -> dict[PromptLabel, list[CompletionRecord]]:
-    found: dict[PromptLabel, list[CompletionRecord]] = {label: [] for label in LABELS}
+    """The judged answers to test prompts by label, in the order of the prompts' hashes.
+
+    Of a prompt that was answered twice (a run continued on other hardware may end at a direction that differs in its
+    last digits) the last answer counts: it is the one that was measured.
+    """
+    found: dict[PromptLabel, dict[str, CompletionRecord]] = {label: {} for label in LABELS}
     for record in folder.completions.read(CompletionRecord):
         if record.split == "test" and record.intervention == condition:
-            found[record.label].append(record)
-    return {label: sorted(records, key=lambda record: record.prompt_sha256) for label, records in found.items()}
+            found[record.label][record.prompt_sha256] = record
+    return {label: [records[key] for key in sorted(records)] for label, records in found.items()}
+
+
+def _hashes(records: Sequence[CompletionRecord]) -> list[str]:
+    return [record.prompt_sha256 for record in records]
 
 
 def _require_empty(target: Path) -> None:

@@ -1,5 +1,6 @@
 """Everything a calibration can be told, with the published values as defaults."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,11 +46,26 @@ class CalibrationSettings:
         for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is a number of at least 1; got {getattr(self, name)}.")
-        if not self.lambdas or any(not 0 <= value <= 1 for value in self.lambdas):
-            raise InputError(f"lambdas are numbers from 0 to 1; got {self.lambdas}.")
-        if not 0 < self.margin < 1:
-            raise InputError(f"margin is a share between 0 and 1, such as 0.02 for 2 points; got {self.margin}.")
+        # All limits are checked here, not where they are used, which may be hours later.
+        shares = [0 <= value <= 1 for value in self.lambdas]
+        for name, usable, words in (
+            ("lambdas", bool(shares) and all(shares), "are numbers from 0 to 1"),
+            ("margin", 0 < self.margin < 1, "is a share between 0 and 1, such as 0.02 for 2 points"),
+            ("layer_fraction", 0 < self.layer_fraction <= 1, "is a share above 0 and up to 1, such as 0.8"),
+            ("kl_limit", self.kl_limit >= 0, "is a number of nats from 0 up, such as 0.1"),
+            ("false_refusal_kl_limit", self.false_refusal_kl_limit >= 0, "is a number of nats from 0 up, such as 0.2"),
+            ("gate_kl_limit", self.gate_kl_limit > 0, "is a number of nats above 0, such as 0.1"),
+            ("induce_minimum", not math.isnan(self.induce_minimum), "is a refusal score in log-odds, such as 0"),
+            ("refusal_tokens", _usable(self.refusal_tokens), "are one or more token ids, each given once"),
+        ):
+            if not usable:
+                raise InputError(f"{name} {words}; got {getattr(self, name)}.")
 
     def as_record(self) -> dict[str, Any]:
         """Plain values for `run.json`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _usable(tokens: tuple[int, ...] | None) -> bool:
+    """A token given twice would count twice, and a negative id would be counted from the end of the vocabulary."""
+    return tokens is None or (bool(tokens) and min(tokens) >= 0 and len(set(tokens)) == len(tokens))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demur.calibration._settings import CalibrationSettings
 from demur.calibration._sweep import ScoreBook
-from demur.errors import ModelError
+from demur.errors import InputError, ModelError
 from demur.evaluation import (
     Runner,
     discover_refusal_tokens,
@@ -76,8 +76,15 @@ class Study:
 
         Raises:
             ModelError: the model refuses nothing, or everything.
+            InputError: the user's tokens are not in its vocabulary.
         """
         if self.settings.refusal_tokens is not None:
+            size = self.base_logits("harmful", "train").shape[-1]
+            if max(self.settings.refusal_tokens) >= size:
+                raise InputError(
+                    f"{self.chat.name}: --refusal-tokens names the token {max(self.settings.refusal_tokens)}; the ids "
+                    f"of this model go from 0 to {size - 1}."
+                )
             return tuple(
                 RefusalToken(
                     id=token,
@@ -89,6 +96,8 @@ class Study:
             )
         self.progress.start("finding refusal tokens", 2 * _DISCOVERY)
         labels: tuple[PromptLabel, PromptLabel] = ("harmful", "harmless")
+        for label in labels:
+            self.base_logits(label, "train")  # refuses NaN, which would otherwise pass for a model that never refuses
         records = {
             label: self.runner.complete(self.split(label, "train")[:_DISCOVERY], condition=BASE_MODEL, split="train")
             for label in labels

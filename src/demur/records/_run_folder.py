@@ -95,7 +95,7 @@ class RunFolder:
 def _difference(owner: RunRecord, record: RunRecord) -> str:
     """In words: what the two runs do not share."""
     if owner.kind != record.kind:
-        return f"it holds a {owner.kind}, not a {record.kind}"
+        return f"it holds a run of the kind {owner.kind}, not {record.kind}"
     if owner.model_hash != record.model_hash:
         return (
             f"its model is {owner.model_id} ({owner.model_hash[:12]}), not {record.model_id} ({record.model_hash[:12]})"

@@ -74,9 +74,12 @@ def tiny_model(
 
 
 def _accepts(config_class: Any, key: str) -> bool:
-    """Whether a config class stores `key`; some compute it from others and have no setter."""
+    """Whether a config class knows `key` and stores it; some compute it from others and have no setter.
+
+    A config takes any key, known or not, and a window that a model does not know still cuts its generation cache.
+    """
     attribute = getattr(config_class, key, None)
-    return not isinstance(attribute, property) or attribute.fset is not None
+    return hasattr(config_class(), key) and (not isinstance(attribute, property) or attribute.fset is not None)
 
 
 def tiny_chat_model(
