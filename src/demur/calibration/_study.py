@@ -109,7 +109,7 @@ class Study:
             ("harmless", answered, "this model refuses (or garbles) everything, so no direction separates the two."),
         ):
             if len(found) < 2:
-                measured = refusal_rate(records[label])  # type: ignore[index]
+                measured = refusal_rate(records[label])
                 raise ModelError(
                     f"{self.chat.name}: {what} It refused {measured.k} of {measured.n} {label} train prompts "
                     f"(95 % interval {measured.low:.0%} to {measured.high:.0%}; {measured.unjudged} unjudged). Use a "
