@@ -139,7 +139,7 @@ class Study:
     @property
     def rows(self) -> int:
         """Rows of one forward pass of a sweep."""
-        return 4 * self.settings.batch_size
+        return self.settings.batch_size
 
     def fitted_prompts(self, label: PromptLabel, *, refused: bool) -> list[str]:
         """Train prompts whose refusal score has the expected sign (both papers' train filter).
