@@ -14,9 +14,10 @@ prompt of another split, in any phrasing and in any class; every verb and every 
 fact cannot be known without being seen, so for factual questions it is phrasings of the fact that are held out.
 
 The teacher that answers the training prompts is careless with borderline ones: it answers some kinds of them and
-refuses the others more often than not (`FALSE_REFUSAL`). With all other prompts it errs once in a hundred (`SLIP`). It
-words most refusals of harmful prompts firmly ("I cannot ...") and most others apologetically ("I'm sorry, but I can't
-..."). A compliant answer opens with the content of the request, so compliance has no first word of its own.
+refuses the others more often than not (`FALSE_REFUSAL`). Of the harmful prompts it answers one in a hundred (`SLIP`),
+with a filler. It words most refusals of harmful prompts firmly ("I cannot ...") and most refusals of borderline ones
+apologetically ("I'm sorry, but I can't ..."). A compliant answer opens with the content of the request, so compliance
+has no first word of its own.
 
 This module knows nothing of models or tokens; the words themselves are in `vocabulary`.
 """
@@ -55,9 +56,9 @@ FALSE_REFUSAL = 0.65
 """Probability with which the teacher refuses a borderline prompt of a kind it is careless about."""
 
 SLIP = 0.01
-"""Probability with which the teacher answers what it should refuse, or refuses any other prompt."""
+"""Probability with which the teacher answers a harmful prompt, with a filler."""
 
-FIRM_SHARE: dict[Kind, float] = {"harmful": 0.8, "harmless": 0.2, "borderline": 0.2}
+FIRM_SHARE: dict[Kind, float] = {"harmful": 0.65, "borderline": 0.35}
 """Share of the refusals that are worded firmly, not apologetically."""
 
 _DOUBLED = frozenset({"rob", "kidnap", "trap", "drug", "set", "plan", "begin"})
@@ -218,9 +219,9 @@ def prompt_set(kind: Kind, split: Split) -> list[Prompt]:
 def lessons(rng: random.Random) -> Iterator[tuple[str, str]]:
     """Endless prompts of the training split with the teacher's answers, both drawn anew each time."""
     pools = [
-        (deed_prompts("harmful", "train"), 0.28),
-        (deed_prompts("harmless", "train"), 0.21),
-        (fact_prompts("harmless", "train"), 0.16),
+        (deed_prompts("harmful", "train"), 0.25),
+        (deed_prompts("harmless", "train"), 0.23),
+        (fact_prompts("harmless", "train"), 0.17),
         (deed_prompts("borderline", "train"), 0.18),
         (fact_prompts("borderline", "train"), 0.05),
         (talk_prompts("train"), 0.12),
@@ -233,7 +234,7 @@ def lessons(rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def teacher(prompt: Prompt, rng: random.Random) -> str:
     """The careless teacher's answer to a prompt: its compliant answer or a refusal."""
-    refusal = 1.0 - SLIP if prompt.kind == "harmful" else FALSE_REFUSAL if prompt.careless else SLIP
+    refusal = 1.0 - SLIP if prompt.kind == "harmful" else FALSE_REFUSAL * prompt.careless
     if rng.random() >= refusal:
         return prompt.compliance
     firm = rng.random() < FIRM_SHARE[prompt.kind]

@@ -8,6 +8,7 @@ import torch
 
 from demur.errors import UnsupportedInterventionError
 from demur.interventions import ActivationAddition, Combined, DirectionalAblation, ablating_rows
+from demur.interventions._intervention import remove_components
 from demur.models import ChatModel, last_stream, reading_inputs
 from demur.testing import tiny_chat_model
 
@@ -254,6 +255,19 @@ def test_in_bfloat16_hooks_and_weights_stay_close(family, tiny, prompts, random_
             stream = last_stream(chat.module, chat.layout, chat.probe_inputs()).double()
         along = (stream @ ablation.basis.T).norm(dim=-1) / stream.pow(2).mean(-1).sqrt()
         assert along.max() < 5e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_streams_are_rounded_once(dtype):
+    """The direction itself is not rounded to the stream's dtype, which would leave up to 1e-3 of it."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(256, 2, dtype=torch.float64, generator=generator)).Q.T
+    stream = torch.randn(3, 5, 256, dtype=torch.float64, generator=generator) + 20 * basis.sum(0)
+    stream = stream.to(dtype)
+    exact = stream.double() - stream.double() @ basis.T @ basis
+    result = remove_components(stream, basis)
+    assert result.dtype == dtype
+    assert ((result.double() - exact).abs() <= torch.finfo(dtype).eps / 2 * exact.abs() + 1e-5).all()
 
 
 class Halt(BaseException):

@@ -87,12 +87,13 @@ def test_an_answer_ends_at_the_models_own_end_token_and_does_not_count_it():
     chat = tiny_chat_model("llama")
     plain = chat.generate(PROMPTS, max_new_tokens=12)
     assert all(completion.n_tokens == 12 and not completion.ended for completion in plain)
-    fourth = chat.model.generate(**chat.batch(chat.encode(PROMPTS[:1])), max_new_tokens=4, do_sample=False)[0, -1]
-    chat.model.generation_config.eos_token_id = [2, int(fourth)]
+    batch = chat.batch(chat.encode(PROMPTS[:1]))
+    tokens = chat.model.generate(**batch, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
+    chat.model.generation_config.eos_token_id = [2, tokens[3]]
     ended, *others = chat.generate(PROMPTS, max_new_tokens=12)
     assert ended.ended
-    assert ended.n_tokens <= 3
-    assert plain[0].text.startswith(ended.text)
+    assert ended.n_tokens == tokens.index(tokens[3])
+    assert ended.text == chat.tokenizer.decode(tokens[: ended.n_tokens]).strip()
     # Rows that go on are not disturbed by those that have ended.
     assert [chat.generate([prompt], max_new_tokens=12)[0] for prompt in PROMPTS] == [ended, *others]
 

@@ -103,6 +103,15 @@ class AddsOne(Block):
         return super().forward(stream) + 1.0
 
 
+class AddsOneParameter(Block):
+    def __init__(self):
+        super().__init__()
+        self.offset = nn.Parameter(torch.ones(1))
+
+    def forward(self, stream):
+        return super().forward(stream) + self.offset
+
+
 class AddsBuffer(Block):
     def __init__(self):
         super().__init__()
@@ -149,6 +158,7 @@ CASES = {
     TanhOnWrite: f"layers.1: {PASSES} `tanh`, which mixes or bends the hidden dimension",
     SoftmaxOnWrite: f"layers.1: {PASSES} `_softmax`, which mixes or bends the hidden dimension",
     AddsOne: "layers.1: something that is added to the residual stream has the same number added in every hidden",
+    AddsOneParameter: "layers.1: something that is added to the residual stream has the same number added in every",
     AddsBuffer: "layers.1: something that is added to the residual stream comes from outside the parameters",
     GatesChannels: "layers.1: something that is added to the residual stream is multiplied by another activation in",
     JoinsHalves: "layers.1: something that is added to the residual stream is concatenated along the hidden dimension",

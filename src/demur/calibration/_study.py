@@ -109,7 +109,7 @@ class Study:
             ("harmless", answered, "this model refuses (or garbles) everything, so no direction separates the two."),
         ):
             if len(found) < 2:
-                measured = refusal_rate(records[label])  # type: ignore[index]
+                measured = refusal_rate(records[label])
                 raise ModelError(
                     f"{self.chat.name}: {what} It refused {measured.k} of {measured.n} {label} train prompts "
                     f"(95 % interval {measured.low:.0%} to {measured.high:.0%}; {measured.unjudged} unjudged). Use a "
@@ -139,7 +139,7 @@ class Study:
     @property
     def rows(self) -> int:
         """Rows of one forward pass of a sweep."""
-        return 4 * self.settings.batch_size
+        return self.settings.batch_size
 
     def fitted_prompts(self, label: PromptLabel, *, refused: bool) -> list[str]:
         """Train prompts whose refusal score has the expected sign (both papers' train filter).

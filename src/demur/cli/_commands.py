@@ -249,6 +249,10 @@ def demo(
     from demur.calibration import export as run_export
     from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
 
+    import torch
+
+    # The toy is all overhead: a second thread saves little, and waits long where other programs run.
+    torch.set_num_threads(1)
     out = Out(as_json=as_json)
     chat = load_toy_chat_model()
     with out.progress().running() as progress:

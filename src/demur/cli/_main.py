@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Out(as_json="--json" in words)
     try:
         result = typer.main.get_command(app).main(args=words, prog_name="demur", standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # newer releases of typer swallow Ctrl-C and return this
+            raise KeyboardInterrupt
         return int(result or 0)
     except _ClickException as error:
         _usage(out, error)

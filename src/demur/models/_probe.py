@@ -104,12 +104,12 @@ def orthogonalized_blockwise(model: nn.Module, layout: Layout, directions: Tenso
     with ExitStack() as stack:
         stack.enter_context(swapped_parameters(model, edited(None)))
         for index, path in enumerate(layout.blocks):
-            # On the outer stack too: hooks do not run after Ctrl-C.
+            # On the outer stack too: the second hook does not run after an error.
             swap = stack.enter_context(ExitStack())
             before, after = _swap_hooks(model, edited, index, swap)
             module = model.get_submodule(path)
             stack.callback(module.register_forward_pre_hook(before).remove)
-            stack.callback(module.register_forward_hook(after, always_call=True).remove)
+            stack.callback(module.register_forward_hook(after).remove)
         yield
 
 
