@@ -1,6 +1,7 @@
 """Changing a model inside a context, folding the change into weights, exporting it."""
 
 from demur.interventions._export import write_adapter, write_merged
+from demur.interventions._inspect import inspect_model, judge_exactness, measure_equivalence
 from demur.interventions._intervention import (
     ActivationAddition,
     Combined,
@@ -17,6 +18,9 @@ __all__ = [
     "Intervention",
     "ablating_rows",
     "adding_rows",
+    "inspect_model",
+    "judge_exactness",
+    "measure_equivalence",
     "write_adapter",
     "write_merged",
 ]

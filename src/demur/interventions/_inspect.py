@@ -7,13 +7,13 @@ from demur.interventions._intervention import DirectionalAblation
 from demur.models import ChatModel, block_errors
 from demur.records import (
     EquivalenceRecord,
+    Exactness,
     Inspection,
     PositionRecord,
     ProbeRecord,
     TemplateRecord,
     WriterRecord,
 )
-from demur.records import Exactness
 
 _TOKENS = 20
 """Greedy tokens that are compared between hooks and folded weights."""

@@ -6,10 +6,11 @@ from demur.models._generation import Completion
 from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_parameters
 from demur.models._layout import Layout, Writer, WriteSite, discover_layout
 from demur.models._loading import load_chat_model
-from demur.models._probe import ProbeResult, last_stream, probe_layout
+from demur.models._probe import BlockErrors, ProbeResult, block_errors, last_stream, probe_layout
 from demur.models._reload_check import ExportFormat, ReloadAnswers, reload_answers
 
 __all__ = [
+    "BlockErrors",
     "ChatModel",
     "ChatTemplate",
     "Completion",
@@ -19,6 +20,7 @@ __all__ = [
     "ReloadAnswers",
     "WriteSite",
     "Writer",
+    "block_errors",
     "discover_layout",
     "hook_count",
     "hooked",

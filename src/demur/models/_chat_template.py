@@ -3,8 +3,9 @@
 Knows nothing about models or layers. Positions are computed from renderings, never typed in.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from demur.errors import ModelError
@@ -13,6 +14,8 @@ from demur.errors import ModelError
 # a letter, a digit, punctuation, a closing bracket, a quote, a non-Latin letter.
 _PROBES = ("List three rivers", "What is 17 + 25", "Is it raining?", "Name (one)", 'Say "yes"', "Wie spät ist es è")
 _SENTINEL = "zqxjkvbp"
+_OPENS = re.compile(r"<(?:\w+:)?think(?:ing)?>|\[THINK\]|<\|channel\|>(?:analysis|thought)|<\|START_THINKING\|>")
+_CLOSES = re.compile(r"</(?:\w+:)?think(?:ing)?>|\[/THINK\]|<\|channel\|>final|<\|END_THINKING\|>")
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,14 @@ class ChatTemplate:
         tokenizer: a transformers tokenizer with a chat template.
         system: the system prompt, or None for none. Recorded with every measurement.
         options: further variables of the template, such as `enable_thinking`.
+        response_prefix: text put after the generation prompt, such as a closed thinking block; the model goes on from
+            there, and it is part of what is measured.
     """
 
     tokenizer: Any
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    response_prefix: str = ""
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -58,13 +64,32 @@ class ChatTemplate:
             )
         except Exception as error:
             # Templates raise whatever they like through jinja's raise_exception; the text is all that helps.
-            hint = " Try without a system prompt." if self.system is not None else ""
-            raise ModelError(f"the chat template does not accept the messages: {error}.{hint}") from error
-        return str(text)
+            hint = "Try without --system." if self.system is not None else "If it wants a system prompt, give --system."
+            raise ModelError(
+                f"the chat template does not accept the messages: {str(error).rstrip('.')}. {hint}"
+            ) from error
+        return str(text) + self.response_prefix
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of the rendered prompt; the template alone decides about special tokens."""
         return list(self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"])
+
+    def bos_tokens(self) -> int:
+        """How many beginning-of-sequence tokens a rendering starts with: 0 or 1."""
+        return int(self.encode(_PROBES[0])[:1] == [self.tokenizer.bos_token_id])
+
+    def takes_system_role(self) -> bool:
+        """Whether the template shows a system message to the model."""
+        try:
+            return _SENTINEL in replace(self, system=_SENTINEL).render(_PROBES[0])
+        except ModelError:
+            return False
+
+    def opens_thinking(self) -> bool:
+        """Whether the rendering ends inside a thinking block, so that the model's first tokens are thoughts."""
+        tail = self.render(_SENTINEL).rpartition(_SENTINEL)[2]
+        opened = max((match.end() for match in _OPENS.finditer(tail)), default=-1)
+        return opened > max((match.end() for match in _CLOSES.finditer(tail)), default=-1)
 
     def post_instruction_tokens(self) -> tuple[int, ...]:
         """Token ids that follow the instruction in every rendering (Arditi et al. section 2.3, "post-instruction").

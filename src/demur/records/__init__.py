@@ -1,6 +1,15 @@
 """What is written to disk: frozen, versioned, validated, plain. Needs no torch."""
 
 from demur.records._base import Record
+from demur.records._inspection import (
+    EquivalenceRecord,
+    Exactness,
+    Inspection,
+    PositionRecord,
+    ProbeRecord,
+    TemplateRecord,
+    WriterRecord,
+)
 from demur.records._run import (
     BASE_MODEL,
     CALIBRATED_MODEL,
@@ -56,10 +65,13 @@ __all__ = [
     "Comparison",
     "CompletionRecord",
     "DirectionCard",
+    "EquivalenceRecord",
+    "Exactness",
     "ExportRecord",
     "FalseRefusalScores",
     "Gate",
     "GateRule",
+    "Inspection",
     "JsonLines",
     "JudgeIdentity",
     "LambdaBaseline",
@@ -71,6 +83,8 @@ __all__ = [
     "ModelIdentity",
     "OperatingPoint",
     "PairedComparison",
+    "PositionRecord",
+    "ProbeRecord",
     "ProjectionRecord",
     "PromptSetIdentity",
     "Provenance",
@@ -81,6 +95,8 @@ __all__ = [
     "RunRecord",
     "ScoreRecord",
     "Summary",
+    "TemplateRecord",
+    "WriterRecord",
     "canonical_json",
     "read_record",
     "write_bytes",
