@@ -374,7 +374,7 @@ def test_a_swapped_direction_is_refused(copy, tmp_path):
 
 def test_records_that_claim_refusals_the_model_does_not_give_open_nothing(runs, real_verdicts, tmp_path):
     chat, run, _ = runs("llama")
-    with pytest.raises(GateError, match=r"of 32 harmful test prompts that .* says this operating point refuses, it ref"):
+    with pytest.raises(GateError, match=r"of 32 harmful test prompts that .* says this operating point refuses"):
         export(run, form="merged", to=tmp_path / "out", chat=chat)
     assert nothing_left(tmp_path / "out")
 
