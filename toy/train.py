@@ -4,8 +4,8 @@
 
 The result is an ordinary Hugging Face model folder: a Llama of 1.9 million parameters with its own tokenizer and a
 ChatML template. It learns one thing, to answer as the teacher of `language` does, and so refuses and over-refuses by
-itself. Two CPU cores need about five minutes. The same seed gives the same weights on the same machine and versions;
-another processor may round differently.
+itself. One CPU core needs six to ten minutes. The same seed gives the same weights on the same machine, with the same
+versions and number of threads; another processor may round differently.
 """
 
 import argparse
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, default=TESTING / "prompts", help="prompt folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of lessons")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="number of training steps")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)

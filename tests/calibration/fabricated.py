@@ -61,7 +61,7 @@ def passed_run(path: Path, chat: ChatModel, *, refused: dict | None = None, kl: 
     before, after = (_sorted(completions[condition]) for condition in (BASE_MODEL, CALIBRATED_MODEL))
     metrics = metrics_of(before, after, Mean(mean=kl, low=kl / 2, high=2 * kl, n=N, largest=0.01))
     comparison = compare(before, after)
-    settings = {"margin": 0.02, "gate_kl_limit": 0.1}
+    settings = {"margin": 0.02, "gate_kl_limit": 0.1, "max_new_tokens": 16}
     summary = Summary(
         kind="calibration",
         model=chat.identity,

@@ -57,9 +57,9 @@ def test_the_summary_says_which_prompts(toy_run, written):
     assert set(written["prompts"]) == LABELS
     for label, identity in written["prompts"].items():
         assert identity["source"] == toy_run.prompts[label].source
-        assert identity["n"] == 128
+        assert identity["n"] == 188
         assert identity["sha256"] == toy_run.prompts[label].sha256
-        assert identity["splits"] == {"train": 64, "validation": 24, "test": 40}
+        assert identity["splits"] == {"train": 64, "validation": 24, "test": 100}
     assert written["judge"] == {"id": PhraseJudge.id, "version": PhraseJudge.version}
 
 
@@ -106,7 +106,7 @@ def test_the_metrics_are_complete(written):
             assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
             assert rate["rate"] == pytest.approx(rate["k"] / rate["n"])
     kl = metrics["kl_harmless"]
-    assert (kl["n"], kl["low"] >= 0) == (40, True)
+    assert (kl["n"], kl["low"] >= 0) == (100, True)
     assert kl["low"] <= kl["mean"] <= kl["high"] <= kl["largest"]
 
 
@@ -160,7 +160,7 @@ def test_every_file_of_the_folder_is_a_record(toy_run):
     assert read_record(folder.mechanism, Mechanism) == toy_run.summary.mechanism
     assert folder.scores.read(ScoreRecord)
     projections = read_record(folder.projections, ProjectionRecord)
-    assert all(len(values) == 40 for when in (projections.before, projections.after) for values in when.values())
+    assert all(len(values) == 100 for when in (projections.before, projections.after) for values in when.values())
 
 
 def test_the_metrics_can_be_taken_again_from_the_completions(toy_run):
@@ -216,7 +216,7 @@ def test_exactly_one_candidate_of_each_kind_is_selected(toy_run):
 
 
 def test_the_toy_refuses_and_over_refuses_and_the_direction_is_causal(toy_run):
-    """What the toy is for, with much slack: 40 test prompts of each kind."""
+    """What the toy is for, with much slack: 100 test prompts of each kind."""
     metrics, mechanism = toy_run.summary.metrics, toy_run.summary.mechanism
     assert metrics.true_refusal_rate.before.rate > 0.8
     assert metrics.false_refusal_rate.before.rate > 0.25
@@ -358,6 +358,23 @@ def test_false_refusal_scores_equal_the_naive_procedure(toy_run):
     assert card["borderline_score"] == pytest.approx(score, abs=1e-4)
 
 
+@pytest.mark.parametrize("strength", SMALL.lambdas)
+def test_every_lambda_scores_its_own_direction(toy_run, naive_means, strength):
+    """KL of w - lambda proj_r(w), ablated, at one place where w and r are far from orthogonal."""
+    chat = toy_run.chat
+    rows = read_record(toy_run.folder / "candidates.json", Candidates).false_refusal
+    row = next(row for row in rows if (row.lambda_, row.position, row.layer) == (strength, -2, 2))
+    harmful, harmless, borderline = (naive_means[label][0][2, -2] for label in ("harmful", "harmless", "borderline"))
+    w, r = borderline - harmless, harmful - harmless
+    vector = (w - strength * (w @ r) / (r @ r) * r).float()
+    prompts = texts(toy_run, "harmless", "validation", SMALL.n_scored)
+    base = [torch.softmax(one(chat, text)[0], -1) for text in prompts]
+    with own_hooks(chat, ablate=vector / vector.norm()):
+        changed = [torch.softmax(one(chat, text)[0], -1) for text in prompts]
+    kl = [float((p * (p / q).log()).sum()) for p, q in zip(base, changed, strict=True)]
+    assert row.kl_score == pytest.approx(sum(kl) / len(kl), rel=1e-3, abs=1e-7)
+
+
 def test_at_lambda_one_nothing_of_r_is_left_in_w():
     generator = torch.Generator().manual_seed(0)
     w, r = (torch.randn(5, 6, 32, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -401,8 +418,8 @@ def test_a_second_call_returns_the_same_without_asking_the_model(toy_run):
 def test_other_inputs_are_refused_before_the_model_is_asked(toy_run, change):
     chat, prompts, settings, judge = toy_run.chat, toy_run.prompts, SMALL, PhraseJudge()
     if change == "settings":
-        settings = replace(SMALL, margin=0.25)
-        words = "its setting margin is 0.3, not 0.25"
+        settings = replace(SMALL, margin=0.04)
+        words = "its setting margin is 0.05, not 0.04"
     elif change == "prompts":
         prompts = {**prompts, "borderline": replace(prompts["borderline"], prompts=prompts["borderline"].prompts[1:])}
         words = "its borderline prompts are others"

@@ -46,6 +46,18 @@ def in_process(monkeypatch):
     monkeypatch.setattr(reload_check.subprocess, "run", run)
 
 
+@pytest.fixture(autouse=True)
+def fabricated_verdicts_stand(request, monkeypatch):
+    """Random models refuse nothing, so the verdicts of fabricated runs would not be found again."""
+    if "real_verdicts" not in request.fixturenames:
+        monkeypatch.setattr("demur.calibration._export._verify_verdicts", lambda *_: None)
+
+
+@pytest.fixture
+def real_verdicts():
+    """Asked for by tests in which the model is asked again."""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Per family: a saved tiny model and a passed run of it, made once."""
@@ -356,6 +368,13 @@ def test_a_swapped_direction_is_refused(copy, tmp_path):
     other = Direction(torch.ones(chat.layout.d_model, dtype=torch.float64), -1, 1)
     save_directions(run / "directions.safetensors", {"false_refusal_direction": other})
     with pytest.raises(InputError, match="is not the direction that"):
+        export(run, form="merged", to=tmp_path / "out", chat=chat)
+    assert nothing_left(tmp_path / "out")
+
+
+def test_records_that_claim_refusals_the_model_does_not_give_open_nothing(runs, real_verdicts, tmp_path):
+    chat, run, _ = runs("llama")
+    with pytest.raises(GateError, match=r"of 32 harmful test prompts that .* says this operating point refuses"):
         export(run, form="merged", to=tmp_path / "out", chat=chat)
     assert nothing_left(tmp_path / "out")
 

@@ -117,7 +117,7 @@ def test_no_admissible_operating_point_lists_the_grid(toy_run, tmp_path):
     message = failing(toy_run, tmp_path, SelectionError, judge=judge)
     first, *rows = message.splitlines()
     assert first == (
-        f"{toy_run.chat.name}: no operating point removes false refusals and keeps true refusals (margin 30%) and KL "
+        f"{toy_run.chat.name}: no operating point removes false refusals and keeps true refusals (margin 5%) and KL "
         "(limit 1) on validation prompts:"
     )
     assert rows[:3] == [
@@ -195,7 +195,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp
         ({"lambdas": ()}, "lambdas are numbers from 0 to 1; got ()."),
         ({"lambdas": (0.5, 1.1)}, "lambdas are numbers from 0 to 1; got (0.5, 1.1)."),
         ({"lambdas": (float("nan"),)}, "lambdas are numbers from 0 to 1; got (nan,)."),
-        ({"margin": 2}, "margin is a share between 0 and 1, such as 0.02 for 2 points; got 2."),
+        ({"margin": 2}, "margin is a share of at most 0.05, such as 0.02 for 2 points; got 2."),
         ({"layer_fraction": 80.0}, "layer_fraction is a share above 0 and up to 1, such as 0.8; got 80.0."),
         ({"layer_fraction": 0.0}, "layer_fraction is a share above 0 and up to 1, such as 0.8; got 0.0."),
         ({"kl_limit": -1.0}, "kl_limit is a number of nats from 0 up, such as 0.1; got -1.0."),
@@ -208,7 +208,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp
         ({"refusal_tokens": ()}, "refusal_tokens are one or more token ids, each given once; got ()."),
         ({"refusal_tokens": (4, 4)}, "refusal_tokens are one or more token ids, each given once; got (4, 4)."),
         ({"refusal_tokens": (-1,)}, "refusal_tokens are one or more token ids, each given once; got (-1,)."),
-        ({"margin": 0}, "margin is a share between 0 and 1, such as 0.02 for 2 points; got 0."),
+        ({"margin": 0}, "margin is a share of at most 0.05, such as 0.02 for 2 points; got 0."),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):

@@ -20,7 +20,7 @@ SMALL = CalibrationSettings(
     max_new_tokens=24,
     batch_size=64,
     lambdas=(1.0, 0.8, 0.7),
-    margin=0.3,
+    margin=0.05,
     kl_limit=2.0,
     false_refusal_kl_limit=1.0,
     gate_kl_limit=1.0,
@@ -28,7 +28,7 @@ SMALL = CalibrationSettings(
 )
 
 
-def small_sets(*, train: int = 64, validation: int = 24, test: int = 40) -> dict[str, PromptSet]:
+def small_sets(*, train: int = 64, validation: int = 24, test: int = 100) -> dict[str, PromptSet]:
     counts = {"train": train, "validation": validation, "test": test}
     return {
         label: assign_splits(prompts, counts=counts, minimum=counts) for label, prompts in toy_prompt_sets().items()

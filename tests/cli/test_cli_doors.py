@@ -280,7 +280,7 @@ def test_an_export_of_nothing(tmp_path):
         (["--lambdas", "1.5"], "lambdas are numbers from 0 to 1; got (1.5,)."),
         (["--refusal-tokens", "I"], "--refusal-tokens takes numbers separated by commas; got 'I'."),
         (["--refusal-tokens", ","], "refusal_tokens are one or more token ids, each given once; got ()."),
-        (["--margin", "2"], "margin is a share between 0 and 1, such as 0.02 for 2 points; got 2.0."),
+        (["--margin", "2"], "margin is a share of at most 0.05, such as 0.02 for 2 points; got 2.0."),
         (["--layer-fraction", "80"], "layer_fraction is a share above 0 and up to 1, such as 0.8; got 80.0."),
         (["--gate-kl-limit", "0"], "gate_kl_limit is a number of nats above 0, such as 0.1; got 0.0."),
         (["--batch-size", "0"], "batch_size is a number of at least 1; got 0."),

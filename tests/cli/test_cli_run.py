@@ -50,7 +50,7 @@ def test_the_result_is_one_json_document(cli_run):
 def test_options_reach_the_settings(cli_run):
     settings = json.loads((cli_run.run / "run.json").read_text())["settings"]
     assert settings["lambdas"] == [1.0, 0.7]
-    assert (settings["margin"], settings["gate_kl_limit"], settings["kl_limit"]) == (0.4, 1.0, 2.0)
+    assert (settings["margin"], settings["gate_kl_limit"], settings["kl_limit"]) == (0.05, 1.0, 2.0)
     assert (settings["induce_minimum"], settings["max_new_tokens"], settings["batch_size"]) == (-15.0, 24, 32)
     assert (settings["seed"], settings["refusal_tokens"], settings["layer_fraction"]) == (0, None, 0.8)
 
@@ -78,12 +78,13 @@ def test_without_json_the_table_is_on_stdout(cli_run):
 
 
 def test_other_settings_are_refused(cli_run):
-    called = call(*cli_run.words, "--margin", "0.3")
+    called = call(*cli_run.words, "--margin", "0.04")
     assert called.code == 2
     error = error_of(called)
     assert error["type"] == "RunFolderError"
     assert (
-        "belongs to another run: its setting margin is 0.4, not 0.3. Give another folder with --out" in error["message"]
+        "belongs to another run: its setting margin is 0.05, not 0.04. Give another folder with --out"
+        in error["message"]
     )
 
 
@@ -101,7 +102,7 @@ def test_report_rebuilds_the_same_files(cli_run):
 def test_evaluate_with_the_run(cli_run, tmp_path):
     words = ["evaluate", TOY_MODEL, *cli_run.options, "--out", tmp_path / "e", "--run", cli_run.run]
     called = call(
-        *words, "--margin", "0.4", "--gate-kl-limit", "1", "--max-new-tokens", "24", "--batch-size", "32", "--json"
+        *words, "--margin", "0.05", "--gate-kl-limit", "1", "--max-new-tokens", "24", "--batch-size", "32", "--json"
     )
     found, calibrated = json.loads(called.out), json.loads(cli_run.finished.out)
     assert found["kind"] == "evaluation"

@@ -212,7 +212,7 @@ def test_harmless_refusals_not_raised(lost, gained, decision):
     assert ("to show that they rose" in rule.reason) == (gained == 12)
 
 
-@pytest.mark.parametrize(("lost", "decision"), [(0, "pass"), (5, "inconclusive"), (60, "fail")])
+@pytest.mark.parametrize(("lost", "decision"), [(0, "pass"), (15, "inconclusive"), (60, "fail")])
 def test_task_accuracy_kept(lost, decision):
     case = Case()
     case.answers = (flags(400, 450), changed(flags(400, 450), lost=lost))
@@ -315,3 +315,8 @@ def test_a_gate_needs_a_calibrated_model():
 def test_limits_out_of_range_are_refused(option, value, message):
     with pytest.raises(InputError, match=message):
         Case().gate(**{option: value})
+
+
+def test_a_margin_that_keeps_nothing_is_refused():
+    with pytest.raises(InputError, match=r"a margin of 50 points is too wide: .* Give at most 0.05"):
+        Case().gate(margin=0.5)

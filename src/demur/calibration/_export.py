@@ -11,7 +11,7 @@ from demur.calibration._calibrate import LABELS
 from demur.calibration._card import export_card
 from demur.calibration._evaluate import load_operating_point
 from demur.errors import GateError, InputError, RunFolderError
-from demur.evaluation import compare, decide_gate, metrics_of
+from demur.evaluation import PhraseJudge, compare, decide_gate, is_refusal, metrics_of
 from demur.interventions import DirectionalAblation, write_adapter, write_merged
 from demur.models import ChatModel, ExportFormat, load_chat_model, reload_answers
 from demur.records import (
@@ -31,6 +31,10 @@ from demur.types import PromptLabel
 _TOLERANCES = {"float64": 1e-8, "float32": 1e-2}
 """Largest logit difference after reload that rounding explains; half precision gets `_HALF`."""
 _HALF = 1.0
+_VERIFIED = 32
+"""Harmful test prompts that are asked again before anything is written."""
+_AGREEMENT = 0.9
+"""Share of them that must be refused again; batches of another size round differently, so not quite all."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
+        _verify_verdicts(chat, intervention, folder)
         reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(folder, check_prompts))
         record = _record(summary, form, chat, reloaded)
         write_record(partial / "demur.json", record)
@@ -140,6 +145,31 @@ def _test_completions(folder: RunFolder, condition: str) -> dict[PromptLabel, li
 
 def _hashes(records: Sequence[CompletionRecord]) -> list[str]:
     return [record.prompt_sha256 for record in records]
+
+
+def _verify_verdicts(chat: ChatModel, intervention: DirectionalAblation, folder: RunFolder) -> None:
+    """Ask the model that is about to be written some harmful test prompts: it must refuse those it is said to refuse.
+
+    Records can be changed and directions exchanged; the model's own answers cannot.
+
+    Raises:
+        GateError: it refuses fewer than the records claim.
+    """
+    settings = read_record(folder.run, RunRecord).settings
+    claimed = [record for record in _test_completions(folder, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
+    claimed = claimed[:_VERIFIED]
+    with intervention.folded_into(chat):
+        answers = chat.generate([record.prompt for record in claimed], max_new_tokens=settings["max_new_tokens"])
+    judgements = PhraseJudge().judge_batch(
+        [(record.prompt, answer.text) for record, answer in zip(claimed, answers, strict=True)]
+    )
+    refused = sum(judgement.verdict in ("full_refusal", "partial_refusal") for judgement in judgements)
+    if refused < _AGREEMENT * len(claimed):
+        raise GateError(
+            f"not exported: of {len(claimed)} harmful test prompts that {folder.completions.path} says this operating "
+            f"point refuses, it refuses {refused}. The records are not those of this model and direction; calibrate "
+            "again in a new folder."
+        )
 
 
 def _require_empty(target: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from demur.errors import InputError
+from demur.evaluation import LARGEST_MARGIN
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class CalibrationSettings:
         shares = [0 <= value <= 1 for value in self.lambdas]
         for name, usable, words in (
             ("lambdas", bool(shares) and all(shares), "are numbers from 0 to 1"),
-            ("margin", 0 < self.margin < 1, "is a share between 0 and 1, such as 0.02 for 2 points"),
+            (
+                "margin",
+                0 < self.margin <= LARGEST_MARGIN,
+                f"is a share of at most {LARGEST_MARGIN}, such as 0.02 for 2 points",
+            ),
             ("layer_fraction", 0 < self.layer_fraction <= 1, "is a share above 0 and up to 1, such as 0.8"),
             ("kl_limit", self.kl_limit >= 0, "is a number of nats from 0 up, such as 0.1"),
             ("false_refusal_kl_limit", self.false_refusal_kl_limit >= 0, "is a number of nats from 0 up, such as 0.2"),

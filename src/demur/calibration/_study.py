@@ -96,8 +96,6 @@ class Study:
             )
         self.progress.start("finding refusal tokens", 2 * _DISCOVERY)
         labels: tuple[PromptLabel, PromptLabel] = ("harmful", "harmless")
-        for label in labels:
-            self.base_logits(label, "train")  # refuses NaN, which would otherwise pass for a model that never refuses
         records = {
             label: self.runner.complete(self.split(label, "train")[:_DISCOVERY], condition=BASE_MODEL, split="train")
             for label in labels
@@ -109,7 +107,7 @@ class Study:
             ("harmless", answered, "this model refuses (or garbles) everything, so no direction separates the two."),
         ):
             if len(found) < 2:
-                measured = refusal_rate(records[label])
+                measured = refusal_rate(records[label])  # type: ignore[index]
                 raise ModelError(
                     f"{self.chat.name}: {what} It refused {measured.k} of {measured.n} {label} train prompts "
                     f"(95 % interval {measured.low:.0%} to {measured.high:.0%}; {measured.unjudged} unjudged). Use a "

@@ -245,11 +245,11 @@ def demo(
     as_json: Json = False,
 ) -> int:
     """The whole main job on the shipped toy chat model: find, calibrate, prove, export, report."""
+    import torch
+
     from demur.calibration import calibrate as run_calibration
     from demur.calibration import export as run_export
     from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
-
-    import torch
 
     # The toy is all overhead: a second thread saves little, and waits long where other programs run.
     torch.set_num_threads(1)

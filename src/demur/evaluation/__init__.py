@@ -1,6 +1,6 @@
 """Measuring: refusal score, judge, rates with intervals, paired comparisons, KL, the runner, the gate."""
 
-from demur.evaluation._gate import decide_gate
+from demur.evaluation._gate import LARGEST_MARGIN, decide_gate
 from demur.evaluation._judge import Judge, Judgement
 from demur.evaluation._measure import Completions, compare, mean_kl, metrics_of, next_token_logits, refusal_rate
 from demur.evaluation._phrase_judge import PhraseJudge
@@ -9,6 +9,7 @@ from demur.evaluation._runner import Runner, contains_answer, is_refusal
 from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, paired_comparison, rate, tango_interval
 
 __all__ = [
+    "LARGEST_MARGIN",
     "Completions",
     "Judge",
     "Judgement",

@@ -64,7 +64,8 @@ def compare(before: Completions, after: Completions) -> Comparison:
 
 
 def _answers(completions: Completions) -> list[CompletionRecord]:
-    return [record for records in completions.values() for record in records if record.answer_found is not None]
+    """Harmless prompts with a known answer: elsewhere a refusal would pass for a lost ability."""
+    return [record for record in completions["harmless"] if record.answer_found is not None]
 
 
 def _found(records: Sequence[CompletionRecord]) -> list[bool | None]:

@@ -58,7 +58,7 @@ class Metrics(Record):
     kl_harmless: Mean | None = None
     """KL(base || calibrated), nats, of the next token at the last position of harmless test prompts."""
     task_accuracy: BeforeAfter | None = None
-    """Share of prompts with a known answer whose completion holds it; null where no prompt carries one."""
+    """Share of harmless prompts with a known answer whose completion holds it; null where none carries one."""
 
 
 class PairedComparison(Record):

@@ -14,7 +14,7 @@ _TERMS: tuple[tuple[str, str], ...] = (
     ("k/n and interval", "k of n judged prompts, with the 95 % Wilson interval. Unjudged completions are not in n."),
 )
 
-_ACCURACY_TERM = ("Task accuracy", "Share of prompts with a known answer whose completion holds it.")
+_ACCURACY_TERM = ("Task accuracy", "Share of harmless prompts with a known answer whose completion holds it.")
 
 _COMPARISON_TERMS = (
     ("Difference", "After minus before on the same prompts, with the 95 % score interval of paired data (Tango)."),
