@@ -39,13 +39,26 @@ it finds blocks and writers from one forward pass, and proves them by numbers.
 | sum | what is left of a block's output after its input and its writes are taken off, relative |
 | hooks - folded | largest difference of a logit between runtime ablation and folded weights |
 | tokens | greedy tokens, of 20, that are the same with hooks and with folded weights |
-| folded - export | largest difference of a logit between folded weights and the exported checkpoint in plain transformers |
+| folded - export | the same between folded weights and the exported checkpoint in plain transformers |
 """
-HEADER = "| family | class | blocks | writers | sites | probe | sum | hooks - folded | tokens | folded - export | verdict | note |"
+COLUMNS = (
+    "family",
+    "class",
+    "blocks",
+    "writers",
+    "sites",
+    "probe",
+    "sum",
+    "hooks - folded",
+    "tokens",
+    "folded - export",
+    "verdict",
+    "note",
+)
 
 
-def document(names: Sequence[str], *, report: bool = False) -> tuple[str, list[Conformance]]:
-    """The whole page, and what it was made from."""
+def measure(names: Sequence[str], *, report: bool = False) -> tuple[list[Conformance], dict[str, str]]:
+    """Numbers of the families that are supported, and why the others are not."""
     measured: list[Conformance] = []
     refused: dict[str, str] = {}
     for name in names:
@@ -57,12 +70,17 @@ def document(names: Sequence[str], *, report: bool = False) -> tuple[str, list[C
         if report:
             outcome = "refused" if name in refused else measured[-1].verdict
             sys.stderr.write(f"{name}: {outcome}, {time.perf_counter() - start:.1f} s\n")
+    return measured, refused
+
+
+def document(measured: Sequence[Conformance], refused: dict[str, str]) -> str:
+    """The whole page."""
     parts = [
         INTRODUCTION.format(version=transformers.__version__),
         _counts(measured, refused),
         "",
-        HEADER,
-        "|---" * HEADER.count(" | ") + "|---|",
+        _cells(COLUMNS),
+        _cells("---" for _ in COLUMNS),
         *(_row(each) for each in measured),
         "",
         "## Not supported",
@@ -75,21 +93,26 @@ def document(names: Sequence[str], *, report: bool = False) -> tuple[str, list[C
         "",
         *_reasons(OUT_OF_SCOPE.items()),
     ]
-    return "\n".join(parts).rstrip() + "\n", measured
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def _counts(measured: Sequence[Conformance], refused: dict[str, str]) -> str:
     exact = sum(each.exact for each in measured)
     return (
-        f"**{len(measured)} families proved** of {len(measured) + len(refused)} in scope; in **{exact}** of them hooks, "
-        f"folded weights and the exported checkpoint agree below 1e-9 in every logit and in all 20 tokens (float64). "
+        f"**{len(measured)} families proved** of {len(measured) + len(refused)} in scope. In **{exact}** of them "
+        "hooks, folded weights and the exported checkpoint agree below 1e-9 in every logit and in all 20 tokens, in "
+        "float64. "
         f"{len(refused)} are refused by name. {len(OUT_OF_SCOPE)} names are out of scope."
     )
 
 
+def _cells(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
 def _row(each: Conformance) -> str:
     star = "*" if each.family in WRAPPERS else ""
-    cells = [
+    cells = (
         f"{each.family}{star}",
         f"`{each.architecture}`",
         each.blocks,
@@ -102,14 +125,15 @@ def _row(each: Conformance) -> str:
         _coarse(each.exported),
         VERDICTS[each.verdict],
         _note(each),
-    ]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    )
+    return _cells(cells)
 
 
 def _note(each: Conformance) -> str:
     notes = []
     if each.verdict == "removed_not_identical":
-        notes.append(f"a norm stands after the write; the ablation itself changes logits by {_coarse(each.change)}")
+        why = "a norm stands after the write" if each.norm_after else "the two differ"
+        notes.append(f"{why}; the ablation itself changes logits by {_coarse(each.change)}")
     if each.stream_dtype != each.dtype:
         notes.append(f"{each.stream_dtype} inside")
     return "; ".join(notes)
@@ -139,10 +163,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.disable_progress_bar()
     if arguments.only:
-        sys.stdout.write(document(arguments.only.split(","))[0])
+        sys.stdout.write(document(*measure(arguments.only.split(","))))
         return
-    text, measured = document(families(), report=True)
-    TARGET.write_text(text, encoding="utf-8")
+    measured, refused = measure(families(), report=True)
+    TARGET.write_text(document(measured, refused), encoding="utf-8")
     sys.stdout.write(f"{len(measured)} families proved, {sum(each.exact for each in measured)} exact: {TARGET}\n")
 
 

@@ -8,7 +8,7 @@ import torch
 from demur.activations import stream_at
 from demur.calibration._false_refusal_direction import Calibrated, find_operating_point
 from demur.calibration._mechanism import measure_mechanism
-from demur.calibration._records import judge_identity, layout_summary, provenance, run_record
+from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
 from demur.calibration._settings import CalibrationSettings
 from demur.calibration._study import Study
@@ -23,7 +23,7 @@ from demur.evaluation import (
     metrics_of,
     next_token_logits,
 )
-from demur.interventions import Intervention
+from demur.interventions import Intervention, save_edits
 from demur.models import ChatModel
 from demur.prompts import PromptSet
 from demur.records import (
@@ -94,6 +94,7 @@ def calibrate(
             folder.directions,
             {"refusal_direction": refusal.direction, "false_refusal_direction": calibrated.direction},
         )
+        save_edits(folder.edits, chat, calibrated.intervention)
         summary = _measure(study, refusal, calibrated)
         write_record(folder.summary, summary)
         return summary
@@ -124,6 +125,7 @@ def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) ->
         kind="calibration",
         model=study.chat.identity,
         layout=layout_summary(study.chat, calibrated.intervention),
+        rendering=rendering(study.chat),
         prompts={label: study.prompts[label].identity() for label in LABELS},
         judge=judge_identity(study.runner.judge),
         refusal_tokens=study.refusal_tokens,

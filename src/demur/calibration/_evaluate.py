@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from demur.calibration._calibrate import LABELS, complete_test
-from demur.calibration._records import judge_identity, layout_summary, provenance, run_record
+from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._settings import CalibrationSettings
 from demur.directions import load_directions
 from demur.errors import InputError
@@ -80,6 +80,7 @@ def evaluate(
             kind="evaluation",
             model=chat.identity,
             layout=layout_summary(chat, intervention),
+            rendering=rendering(chat),
             prompts={label: prompts[label].identity() for label in LABELS},
             judge=judge_identity(judge),
             operating_point=point,

@@ -14,7 +14,7 @@ from demur.evaluation import Judge
 from demur.interventions import Intervention
 from demur.models import ChatModel
 from demur.prompts import PromptSet
-from demur.records import JudgeIdentity, LayoutSummary, Provenance, RunRecord, canonical_json
+from demur.records import JudgeIdentity, LayoutSummary, Provenance, Rendering, RunRecord, canonical_json
 from demur.types import PromptLabel
 
 
@@ -35,6 +35,7 @@ def run_record(
             **settings,
             "system": chat.template.system,
             "template_options": dict(chat.template.options),
+            "response_prefix": chat.template.response_prefix,
             "dtype": chat.identity.dtype,
         },
     }
@@ -55,6 +56,12 @@ def provenance(chat: ChatModel, *, seed: int) -> Provenance:
         command=tuple(sys.argv),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def rendering(chat: ChatModel) -> Rendering:
+    """The factors of rendering that a user can set."""
+    template = chat.template
+    return Rendering(system=template.system, options=dict(template.options), response_prefix=template.response_prefix)
 
 
 def judge_identity(judge: Judge) -> JudgeIdentity:

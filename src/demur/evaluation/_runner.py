@@ -98,6 +98,7 @@ class Runner:
             "model": self.chat.identity.content_hash,
             "system": self.chat.template.system,
             "options": dict(self.chat.template.options),
+            "response_prefix": self.chat.template.response_prefix,
             "intervention": form,
             "prompt": prompt.sha256,
             "answer": prompt.answer,

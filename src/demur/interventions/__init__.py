@@ -10,17 +10,23 @@ from demur.interventions._intervention import (
     ablating_rows,
     adding_rows,
 )
+from demur.interventions._sharded import Edits, edits_of, load_edits, save_edits, write_merged_sharded
 
 __all__ = [
     "ActivationAddition",
     "Combined",
     "DirectionalAblation",
+    "Edits",
     "Intervention",
     "ablating_rows",
     "adding_rows",
+    "edits_of",
     "inspect_model",
     "judge_exactness",
+    "load_edits",
     "measure_equivalence",
+    "save_edits",
     "write_adapter",
     "write_merged",
+    "write_merged_sharded",
 ]

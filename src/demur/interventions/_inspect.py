@@ -80,8 +80,8 @@ def judge_exactness(chat: ChatModel, equivalence: EquivalenceRecord) -> tuple[Ex
             return "exact", "folded weights give what hooks give, up to rounding"
         return (
             "exact_after_untying",
-            f"folded weights give what hooks give once {chat.layout.tied_embedding} is no longer shared with the output "
-            "head",
+            f"folded weights give what hooks give once {chat.layout.tied_embedding} is no longer shared with the "
+            "output head",
         )
     why = "a norm after the write changes the rest" if chat.layout.has_norm_after_write else "the two differ"
     return (

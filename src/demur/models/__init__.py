@@ -2,6 +2,7 @@
 
 from demur.models._chat_model import ChatModel, length_sorted_batches
 from demur.models._chat_template import ChatTemplate
+from demur.models._checkpoint import checkpoint_folder
 from demur.models._generation import Completion
 from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_parameters
 from demur.models._layout import Layout, Writer, WriteSite, discover_layout
@@ -21,6 +22,7 @@ __all__ = [
     "WriteSite",
     "Writer",
     "block_errors",
+    "checkpoint_folder",
     "discover_layout",
     "hook_count",
     "hooked",

@@ -36,7 +36,7 @@ class ChatModel:
 
     Raises:
         LayoutError: the writers of the residual stream cannot be found or proved.
-        ModelError: no chat template, or it cannot render a prompt.
+        ModelError: no chat template, or it cannot render a prompt; or an adapter that is not merged.
     """
 
     model: Any
@@ -50,6 +50,7 @@ class ChatModel:
     def __post_init__(self) -> None:
         if self.template is None:
             self.template = ChatTemplate(self.tokenizer)
+        _refuse_adapters(self.model)
         self.model.eval()
         inputs = self.probe_inputs()
         try:
@@ -168,6 +169,15 @@ class ChatModel:
         """Greedy answers to one batch of prompts, in their order."""
         return generate_greedy(
             self.model, self.tokenizer, self.encode(prompts), pad=self.pad_token, max_new_tokens=max_new_tokens
+        )
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    """Layers of an adapter compute beside the weights: neither the layout nor a fold would be that of the model."""
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise ModelError(
+            "the model holds a PEFT adapter that is not merged: call merge_and_unload() first, and give the model "
+            "that it returns."
         )
 
 

@@ -196,16 +196,16 @@ def _find_blocks(model: nn.Module, trace: ForwardTrace) -> tuple[str, ...]:
         ran = all(trace.calls.get(path) == 1 and path in trace.entered and path in trace.left for path in paths)
         if not ran or not all(_same_stream(trace, trace.left[one], trace.entered[two]) for one, two in pairwise(paths)):
             continue
-        plain = all(trace.tape.tensors[trace.entered[path]].dim() == 3 for path in paths)
-        if plain and len(paths) > len(best):
+        dims = {trace.tape.tensors[trace.entered[path]].dim() for path in paths}
+        if dims == {3} and len(paths) > len(best):
             best = paths
-        elif not plain and len(paths) > len(several):
+        elif max(dims) > 3 and len(paths) > len(several):
             several = paths
     if len(several) > len(best):
         shape = trace.tape.tensors[trace.entered[several[0]]].dim()
         raise LayoutError(
             f"{type(model).__name__}: its {len(several)} blocks ({several[0]} ...) run on hidden states of {shape} "
-            "dimensions: several residual streams side by side (hyper-connections, AltUp), which demur does not support."
+            "dimensions: several residual streams side by side (hyper-connections, AltUp). demur does not support them."
         )
     if not best:
         raise LayoutError(_describe_no_blocks(model, trace))

@@ -52,6 +52,7 @@ from demur.records._summary import (
     Provenance,
     Rate,
     RefusalToken,
+    Rendering,
     Summary,
 )
 
@@ -91,6 +92,7 @@ __all__ = [
     "Rate",
     "Record",
     "RefusalToken",
+    "Rendering",
     "RunFolder",
     "RunRecord",
     "ScoreRecord",

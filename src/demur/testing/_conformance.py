@@ -1,4 +1,4 @@
-"""One family of models through everything that demur claims about weights: found, proved, folded, exported, reloaded."""
+"""One family of models through all that demur claims about weights: found, proved, folded, exported, reloaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ class Conformance:
     """Largest logit difference between folded weights and the merged checkpoint, reloaded by plain transformers."""
     verdict: str
     stream_dtype: str
+    norm_after: bool
+    """Whether a norm stands between a weight and the stream."""
 
     @property
     def exact(self) -> bool:
@@ -75,6 +77,7 @@ def check_family(family: str) -> Conformance:
         exported=_export_difference(chat, family),
         verdict=inspection.verdict,
         stream_dtype=probe.stream_dtype,
+        norm_after=any(writer.norm_after for writer in inspection.writers),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which names of transformers' causal language models are not decoder-only text generators, and which are not supported.
+"""Which of transformers' causal language models are no decoder-only text generators, and which are not supported.
 
 The reasons are part of docs/architectures.md; the conformance tests hold the second table against what demur says.
 """

@@ -52,7 +52,11 @@ def tiny_model(
     settings = tiny_config(family, **config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 (inside a fork: the caller's stream is not touched)
-        model = tiny_class(family).from_config(settings, dtype=dtype).eval()
+        drawn = tiny_class(family).from_config(settings)
+        with torch.random.fork_rng(devices=[]):
+            # Built anew, so that what the model computes from its config has the precision of `dtype` too.
+            model = tiny_class(family).from_config(settings, dtype=dtype).eval()
+        model.load_state_dict(drawn.state_dict())
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * scale)
