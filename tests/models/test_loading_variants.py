@@ -167,6 +167,14 @@ def test_a_device_that_is_not_here(base):
     assert refusal(base, device="cuda:99").startswith("there is no device cuda:99: torch finds ")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "auto"])
+def test_a_gpu_gives_the_same_answers(base, device):
+    chat = load_chat_model(str(base), device=device)
+    assert {parameter.device.type for parameter in chat.model.parameters()} == {"cuda"}
+    assert torch.allclose(logits(chat).cpu(), logits(load_chat_model(str(base), device="cpu")), atol=1e-4)
+
+
 def test_a_map_over_the_only_device_loads_the_same(base):
     model, _ = _loading.AutoModelForCausalLM.from_pretrained(
         base, device_map="auto", output_loading_info=True, max_memory={"cpu": "1GB"}
@@ -192,29 +200,17 @@ def test_a_revision_of_a_folder(base):
     )
 
 
-def test_the_folder_of_a_hub_snapshot_has_the_revision_in_its_name(base, tmp_path):
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = shutil.copytree(base, tmp_path / "models--o--n" / "snapshots" / commit)
-    assert load_chat_model(str(snapshot), device="cpu", revision=commit).revision == commit
-
-
 def test_a_revision_reaches_every_file_of_a_hub_id(base, monkeypatch):
     asked = {}
+    load = _loading._load
 
-    def from_folder(what, load):
-        def loader(_id, **options):
-            asked[what] = options.get("revision")
-            return load(base, **(options | {"revision": None}))
+    def from_hub(model_id, what, loader, options):
+        asked[what] = (model_id, options["revision"])
+        return load(str(base), what, loader, options | {"revision": None})
 
-        return staticmethod(loader)
-
-    for what in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
-        monkeypatch.setattr(
-            getattr(_loading, what), "from_pretrained", from_folder(what, getattr(_loading, what).from_pretrained)
-        )
-    monkeypatch.setattr(_loading, "find_adapter_config_file", lambda _id, revision: asked.update(adapter=revision))
+    monkeypatch.setattr(_loading, "_load", from_hub)
     assert load_chat_model("owner/name", revision="v2", device="cpu").name == "owner/name"
-    assert asked == {"adapter": "v2", "AutoTokenizer": "v2", "AutoConfig": "v2", "AutoModelForCausalLM": "v2"}
+    assert asked == dict.fromkeys(("adapter config", "tokenizer", "config", "model"), ("owner/name", "v2"))
 
 
 def test_code_that_comes_with_a_checkpoint_is_run_only_when_asked(folder):
@@ -225,12 +221,6 @@ def test_code_that_comes_with_a_checkpoint_is_run_only_when_asked(folder):
         f"{folder} comes with Python code of its own (auto_map in its config), which demur does not run unasked. Read "
         "that code; if you trust it, add --trust-remote-code."
     )
-
-
-def test_an_option_that_the_template_does_not_know(base):
-    message = refusal(base, template_options={"enable_thinking": False})
-    assert "the chat template has no variable 'enable_thinking', so the option would do nothing" in message
-    assert "Leave out --template-option enable_thinking=..., or correct its name." in message
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "mistral3"])
@@ -248,3 +238,28 @@ def test_a_template_kept_with_the_processor_is_found(folder):
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     assert load_chat_model(str(folder), device="cpu").tokenizer.chat_template == template
+
+
+def test_a_hub_adapter_is_pinned_by_its_own_revision_and_its_base_by_the_one_that_it_names(adapter, base, monkeypatch):
+    """The hub is played by a cache folder: the adapter's commit is what is recorded."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    edit_json(adapter / "adapter_config.json", revision="base-tag")
+    snapshot = shutil.copytree(adapter, adapter.parent / "snapshots" / commit)
+    asked = {}
+    load = _loading._load
+
+    def from_hub(model_id, what, loader, options):
+        asked[what] = (model_id, options.get("revision"))
+        if what == "adapter config":
+            return str(snapshot / "adapter_config.json")
+        here = str(adapter) if model_id == "owner/adapter" else model_id
+        return load(here, what, loader, options | {"revision": None})
+
+    monkeypatch.setattr(_loading, "_load", from_hub)
+    monkeypatch.setattr(
+        _loading, "_find_file", lambda _id, name, _revision: {"adapter_model.safetensors": name}.get(name)
+    )
+    chat = load_chat_model("owner/adapter", revision="v2", device="cpu")
+    assert asked["adapter config"] == asked["adapter"] == ("owner/adapter", "v2")
+    assert asked["tokenizer"] == asked["config"] == asked["model"] == (str(base), "base-tag")
+    assert (chat.name, chat.revision) == ("owner/adapter", commit)

@@ -9,6 +9,7 @@ from demur.interventions._intervention import (
     Intervention,
     ablating_rows,
     adding_rows,
+    in_shipped_form,
 )
 from demur.interventions._sharded import Edits, edits_of, load_edits, save_edits, write_merged_sharded
 
@@ -21,6 +22,7 @@ __all__ = [
     "ablating_rows",
     "adding_rows",
     "edits_of",
+    "in_shipped_form",
     "inspect_model",
     "judge_exactness",
     "load_edits",

@@ -26,7 +26,7 @@ def inspect_model(chat: ChatModel, *, seed: int = 0) -> Inspection:
 
     The layout itself was proved when the model was loaded: a model that cannot be proved never gets here.
     """
-    equivalence = measure_equivalence(chat, seed=seed)
+    equivalence = None if chat.layout.packed else measure_equivalence(chat, seed=seed)
     verdict, reason = judge_exactness(chat, equivalence)
     parameters = dict(chat.module.named_parameters(remove_duplicate=False))
     return Inspection(
@@ -72,8 +72,14 @@ def measure_equivalence(chat: ChatModel, *, seed: int = 0) -> EquivalenceRecord:
     )
 
 
-def judge_exactness(chat: ChatModel, equivalence: EquivalenceRecord) -> tuple[Exactness, str]:
+def judge_exactness(chat: ChatModel, equivalence: EquivalenceRecord | None) -> tuple[Exactness, str]:
     """The verdict on editing this model's weights, with a sentence."""
+    if equivalence is None:
+        return (
+            "runtime_only",
+            f"its weights are {chat.layout.packed}: interventions work at run time, nothing can be folded or exported; "
+            "calibrate the unquantised checkpoint for that",
+        )
     limit = _ROUNDING.get(str(chat.layout.dtype).removeprefix("torch."), 0.5)
     if equivalence.logit_difference <= limit:
         if chat.layout.tied_embedding is None:

@@ -55,9 +55,18 @@ def save_edits(path: Path, chat: ChatModel, ablation: DirectionalAblation) -> No
         "writers": [[writer.parameter, writer.axis] for writer in writers],
         "tied": chat.layout.tied_embedding,
         "fingerprint": ablation.fingerprint,
+        "other_ties": _other_ties(chat),
     }
     tensors = {name: tensor.contiguous() for name, tensor in basis.items()}
     write_bytes(path, save(tensors, metadata={"edits": json.dumps(described)}))
+
+
+def _other_ties(chat: ChatModel) -> list[str]:
+    """Parameters that several modules share, input embedding and output head aside."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in chat.module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group[0] for group in names.values() if len(group) > 1 and chat.layout.tied_embedding not in group]
 
 
 def load_edits(path: Path) -> Edits:
@@ -65,6 +74,7 @@ def load_edits(path: Path) -> Edits:
 
     Raises:
         RunFolderError: the file is missing or damaged.
+        UnsupportedInterventionError: tensors are shared in a way that only the loaded model can undo.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -74,6 +84,11 @@ def load_edits(path: Path) -> Edits:
         raise RunFolderError(
             f"cannot read {path}: {error}. Run the `demur calibrate` command of this folder again in a new one."
         ) from error
+    if described["tied"] and described["other_ties"]:
+        raise UnsupportedInterventionError(
+            f"this model shares {described['other_ties'][0]} between modules beside its embeddings, which untying on "
+            "disk would break. Export it without --low-memory."
+        )
     writers = [Writer(name, axis, None, "other") for name, axis in described["writers"]]
     return Edits(writers, basis, described["tied"], described["fingerprint"])
 

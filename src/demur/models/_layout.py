@@ -98,6 +98,10 @@ class Layout:
     """Modules whose outputs are added up in the first block's input, each up to one number per token: the embeddings.
     Some families read these once more beside the stream (Zamba's shared blocks, Gemma 4's inputs per layer)."""
 
+    packed: str | None = None
+    """How the weights are quantised, in words, where that is so: such a model can be changed by hooks only, and
+    `writers` is empty."""
+
     @property
     def has_norm_after_write(self) -> bool:
         """Whether a channel-wise norm stands between a weight and the stream (Gemma 2 and 3, OLMo 2, ...)."""
@@ -163,21 +167,39 @@ def discover_layout(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Layout
     writers: dict[tuple[str, int], Writer] = {}
     sites: list[WriteSite] = []
     problems: list[str] = []
+    unknown: list[str] = []
     entry = trace.entered[blocks[0]]
     explained = [_explain(trace, entry)]
-    _collect(explained[0].terms, trace, None, "", writers, problems)
+    _collect(explained[0].terms, trace, None, "", writers, unknown)
     for index, path in enumerate(blocks):
         explained.append(_explain(trace, trace.left[path], stops=[trace.entered[path]]))
         _check_stream(explained[-1].terms, path, problems)
-        _collect(explained[-1].terms, trace, index, path, writers, problems)
+        _collect(explained[-1].terms, trace, index, path, writers, unknown)
         sites.extend(_find_sites(trace, path, index, problems))
-    problems.extend(_silent_parameters(model, trace, blocks))
+    unknown.extend(_silent_parameters(model, trace, blocks))
+    packed = packed_weights(model)
+    if packed is not None:
+        writers.clear()  # hooks need the stream and its write sites only
+    else:
+        problems.extend(unknown)
     if problems:
         raise LayoutError(_describe(model, blocks, writers, problems))
     dtype = max((each.dtype for each in explained), key=lambda dtype: torch.finfo(dtype).eps)
     tied = _tied_embedding(model, writers.values())
     entries = _find_entry_sites(trace, entry)
-    return Layout(blocks, d_model, tuple(writers.values()), tuple(sites), dtype, tied, entries), trace
+    return Layout(blocks, d_model, tuple(writers.values()), tuple(sites), dtype, tied, entries, packed), trace
+
+
+def packed_weights(model: nn.Module) -> str | None:
+    """How a model's weights are packed (quantised), in words; None where they are plain floating-point tensors."""
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        return f"quantised ({getattr(method, 'value', method)})"
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize == 1:
+            return f"packed ({name} is {str(parameter.dtype).removeprefix('torch.')})"
+    return None
 
 
 def _explain(trace: ForwardTrace, value: int, stops: Iterable[int] = ()) -> Explanation:

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
-from transformers.utils.hub import extract_commit_hash
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import extract_commit_hash
 
 from demur.errors import ModelError
 from demur.models._chat_model import ChatModel
@@ -74,11 +74,6 @@ def load_chat_model(
     if adapter is not None:
         model, commit = _merge(model, model_id, revision), adapter.commit
     template = ChatTemplate(tokenizer, system, dict(template_options or {}), response_prefix)
-    if unused := template.unused_options():
-        raise ModelError(
-            f"{model_id}: the chat template has no variable {unused[0]!r}, so the option would do nothing. Leave out "
-            f"--template-option {unused[0]}=..., or correct its name."
-        )
     return ChatModel(model, tokenizer, model_id, commit, template)
 
 
@@ -107,13 +102,13 @@ def _find_adapter(model_id: str, revision: str | None) -> _Adapter | None:
             f"{model_id} is a PEFT adapter that does not name its base model. Write `base_model_name_or_path` into "
             "its adapter_config.json."
         )
-    folder = Path(model_id)
-    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+    if _find_file(model_id, "adapter_model.safetensors", revision) is None:
         raise ModelError(
             f"{model_id} is a PEFT adapter without adapter_model.safetensors. Pickled weights (.bin) can run code: "
             "convert them to safetensors."
         )
-    return _Adapter(str(base), settings.get("revision"), extract_commit_hash(str(path), None))
+    commit = None if Path(model_id).is_dir() else extract_commit_hash(str(path), None)
+    return _Adapter(str(base), settings.get("revision"), commit)
 
 
 def _merge(model: Any, adapter_id: str, revision: str | None) -> Any:
@@ -132,7 +127,7 @@ def _merge(model: Any, adapter_id: str, revision: str | None) -> Any:
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, adapter_id, **options)
 
-    attached = _load(adapter_id, "adapter", attach, {"revision": revision, "use_safetensors": True})
+    attached = _load(adapter_id, "adapter", attach, {"revision": revision})
     if not hasattr(attached, "merge_and_unload"):
         kind = attached.peft_config["default"].peft_type.value
         raise ModelError(
@@ -188,7 +183,7 @@ def _load_weights(model_id: str, config: Any, options: dict[str, Any], device: s
         options["device_map"] = "auto" if torch.cuda.is_available() else None
     elif device != "cpu":
         options["device_map"] = device
-    options["output_loading_info"] = True
+    options |= {"output_loading_info": True, "use_safetensors": True}
     model, report = _load(model_id, "model", _auto_class(config).from_pretrained, options)
     if missing := sorted(report["missing_keys"]):
         # transformers would go on with random numbers in their place.
@@ -233,8 +228,7 @@ def _check_device(device: str) -> None:
 
 
 def _check_revision(model_id: str, revision: str | None) -> None:
-    # The folder of a hub snapshot is named after its commit, and records of it name that commit too.
-    if revision is not None and Path(model_id).is_dir() and revision not in Path(model_id).resolve().parts:
+    if revision is not None and Path(model_id).is_dir():
         raise ModelError(
             f"{model_id} is a folder, which has no revisions: leave out --revision, or give the hub id "
             "(owner/name) whose revision you mean."

@@ -97,7 +97,10 @@ def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *,
     tolerance = TOLERANCES.get(layout.dtype, 5e-2)
     before = _boundary_components(model, layout, inputs, direction)
     _check_finite(model, layout, before)
-    with orthogonalized_blockwise(model, layout, direction[None]):
+    changed = orthogonalized_blockwise(model, layout, direction[None])
+    if layout.packed is not None:
+        changed = _projected(model, layout, direction)
+    with changed:
         after = _boundary_components(model, layout, inputs, direction)
     # Not max(): it drops a NaN that does not come first.
     residual = float(torch.tensor(after, dtype=torch.float64).max())
@@ -118,6 +121,20 @@ def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *,
             f"(tolerance {tolerance:.0e}). demur will not edit this model; please report the architecture."
         )
     return result
+
+
+@contextmanager
+def _projected(model: nn.Module, layout: Layout, direction: Tensor) -> Iterator[None]:
+    """Packed weights cannot be orthogonalized: the same check with the direction taken off every write by hooks."""
+
+    def project(stream: Tensor) -> Tensor:
+        unit = direction.to(device=stream.device, dtype=torch.float32)
+        exact = stream.float()
+        return (exact - (exact @ unit)[..., None] * unit).to(stream.dtype)
+
+    outputs = dict.fromkeys((*layout.entry_sites, *(site.module for site in layout.sites)), project)
+    with hooked(model, inputs={layout.blocks[0]: project}, outputs=outputs):
+        yield
 
 
 def _check_finite(model: nn.Module, layout: Layout, components: list[float]) -> None:
@@ -202,6 +219,8 @@ def last_stream(model: nn.Module, layout: Layout, inputs: dict[str, Tensor]) -> 
             model(**inputs)
     finally:
         handle.remove()
+    if not caught:
+        raise LayoutError(f"{type(model).__name__}: {layout.blocks[-1]} did not run over a few tokens of text.")
     return caught[0]
 
 

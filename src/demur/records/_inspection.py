@@ -6,7 +6,7 @@ from pydantic import Field
 
 from demur.records._base import Record
 
-Exactness = Literal["exact", "exact_after_untying", "removed_not_identical", "not_supported"]
+Exactness = Literal["exact", "exact_after_untying", "removed_not_identical", "runtime_only", "not_supported"]
 
 
 class WriterRecord(Record):

@@ -10,6 +10,10 @@ from demur.types import Decision, PromptLabel
 SUMMARY_SCHEMA: Literal["demur.summary/1"] = "demur.summary/1"
 
 
+Foldability = Literal["exact", "exact_after_untying", "removed_not_identical", "runtime_only"]
+"""How an edit of the weights compares with the same edit at run time; runtime_only: packed weights take none."""
+
+
 class Rate(Record):
     """A share of prompts, with its two-sided 95 % Wilson interval."""
 
@@ -242,7 +246,7 @@ class Rendering(Record):
 class LayoutSummary(Record):
     """What the numeric probe said about the model's writers."""
 
-    verdict: Literal["exact", "exact_after_untying", "removed_not_identical"]
+    verdict: Foldability
     n_writers: int
     probe_residual: float
     """Largest component along a random direction left at any block boundary, relative to the unedited one."""

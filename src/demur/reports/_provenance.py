@@ -11,6 +11,7 @@ from demur.reports._tables import Cell, CellKind, Table
 _LAYOUT_WORDS = {
     "exact": "exact: the edit can be folded into the weights without a difference",
     "exact_after_untying": "exact once the tied embedding is stored twice",
+    "runtime_only": "the weights are quantised: the edit works at run time and cannot be exported",
     "removed_not_identical": "the direction is removed, but the folded weights differ from the runtime edit",
 }
 
