@@ -7,11 +7,14 @@ import torch
 
 from demur.cli import main
 from demur.testing import tiny_model, tiny_tokenizer
+from demur.testing._tiny import CHAT_TEMPLATE
+
+THINKS = CHAT_TEMPLATE + "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}"
 
 
-def saved(folder, family, **config):
+def saved(folder, family, *, template=CHAT_TEMPLATE, **config):
     tiny_model(family, dtype=torch.float32, **config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tiny_tokenizer(chat_template=template).save_pretrained(folder)
     return str(folder)
 
 
@@ -57,13 +60,37 @@ def test_what_cannot_be_proved_is_not_supported_and_says_why(tmp_path, capsys):
 
 
 def test_template_options_and_response_prefix_are_recorded(tmp_path, capsys):
-    words = ["inspect", saved(tmp_path, "llama"), "--template-option", "enable_thinking=false", "--json"]
+    words = [
+        "inspect",
+        saved(tmp_path, "llama", template=THINKS),
+        "--template-option",
+        "enable_thinking=false",
+        "--json",
+    ]
     assert main([*words, "--response-prefix", "<think>\\n\\n</think>\\n\\n"]) == 0
     template = json.loads(capsys.readouterr().out)["template"]
     assert template["options"] == {"enable_thinking": False}
     assert template["response_prefix"] == "<think>\n\n</think>\n\n"
     assert template["opens_thinking"] is False
     assert "".join(position["text"] for position in template["positions"]).endswith("</think>\n\n")
+
+
+def test_a_thinking_prompt_is_seen(tmp_path, capsys):
+    words = [
+        "inspect",
+        saved(tmp_path, "llama", template=THINKS),
+        "--template-option",
+        "enable_thinking=true",
+        "--json",
+    ]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["template"]["opens_thinking"] is True
+
+
+def test_an_option_that_the_template_does_not_know(tmp_path, capsys):
+    assert main(["inspect", saved(tmp_path, "llama"), "--template-option", "enable_thinking=false", "--json"]) == 2
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert "has no variable 'enable_thinking', so --template-option enable_thinking=... would change nothing" in message
 
 
 def test_a_template_option_without_a_value(tmp_path, capsys):

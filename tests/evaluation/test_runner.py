@@ -24,6 +24,7 @@ class FakeChat:
     inside: list[tuple[str, ...]] = field(default_factory=list)
     active: list[str] = field(default_factory=list)
     identity: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(content_hash="weights"))
+    layout: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(packed=None))
     template: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(system=None, options={}, response_prefix="")
     )

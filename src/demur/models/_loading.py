@@ -74,6 +74,11 @@ def load_chat_model(
     if adapter is not None:
         model, commit = _merge(model, model_id, revision), adapter.commit
     template = ChatTemplate(tokenizer, system, dict(template_options or {}), response_prefix)
+    if unused := template.unused_options():
+        raise ModelError(
+            f"{model_id}: its chat template has no variable {unused[0]!r}, so --template-option {unused[0]}=... would "
+            "change nothing. Leave it out, or look up the name in the template."
+        )
     return ChatModel(model, tokenizer, model_id, commit, template)
 
 
