@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contracts pytest toy clean
+.PHONY: demo test lint types contracts pytest conformance toy clean
 
 demo: $(VENV)/.installed
 	$(BIN)/demur demo --out demur-demo
@@ -23,6 +23,11 @@ contracts: $(VENV)/.installed-dev
 # The report is also opened in headless Chromium; Debian: apt-get install chromium chromium-driver.
 pytest: $(VENV)/.installed-dev
 	$(BIN)/pytest
+
+# Every decoder-only family of the installed transformers: writes docs/architectures.md, then tests what it says.
+conformance: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate_architectures.py
+	$(BIN)/pytest tests/conformance -m "conformance or not conformance"
 
 # Trains the shipped toy chat model again and measures it.
 toy: $(VENV)/.installed

@@ -8,7 +8,7 @@ import torch
 
 from demur.directions import Direction, save_directions
 from demur.evaluation import compare, decide_gate, metrics_of
-from demur.interventions import DirectionalAblation
+from demur.interventions import DirectionalAblation, save_edits
 from demur.models import ChatModel, load_chat_model
 from demur.records import (
     BASE_MODEL,
@@ -97,6 +97,7 @@ def passed_run(path: Path, chat: ChatModel, *, refused: dict | None = None, kl: 
     )
     write_record(folder.run, run)
     save_directions(folder.directions, {"false_refusal_direction": Direction(vector, -1, 1)})
+    save_edits(folder.edits, chat, intervention)
     for sets in completions.values():
         folder.completions.append([record for label in LABELS for record in sets[label]])
     write_record(folder.summary, summary)

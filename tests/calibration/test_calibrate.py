@@ -153,7 +153,15 @@ def test_every_file_of_the_folder_is_a_record(toy_run):
     folder = RunFolder(toy_run.folder)
     names = {path.name for path in toy_run.folder.iterdir()}
     assert names == {
-        *("run.json", "summary.json", "candidates.json", "projections.json", "mechanism.json", ".lock"),
+        *(
+            "run.json",
+            "summary.json",
+            "candidates.json",
+            "projections.json",
+            "edits.safetensors",
+            "mechanism.json",
+            ".lock",
+        ),
         *("directions.safetensors", "completions.jsonl", "scores.jsonl"),
     }
     assert read_record(folder.run, RunRecord).settings["lambdas"] == list(SMALL.lambdas)

@@ -17,7 +17,7 @@ from demur.calibration import export
 from demur.calibration._evaluate import load_operating_point
 from demur.directions import load_directions
 from demur.errors import DemurError, GateError, InputError, ModelError, RunFolderError, UnsupportedInterventionError
-from demur.interventions import DirectionalAblation
+from demur.interventions import DirectionalAblation, save_edits
 from demur.models import _reload, hook_count
 from demur.records import CALIBRATED_MODEL, ExportRecord, RunFolder, read_record
 
@@ -372,6 +372,32 @@ def test_a_swapped_direction_is_refused(copy, tmp_path):
     assert nothing_left(tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shard_by_shard_is_the_same_checkpoint(runs, in_process, tmp_path, name):
+    chat, run, _ = runs(name)
+    export(run, form="merged", to=tmp_path / "memory", chat=chat, check_prompts=1)
+    record = export(run, form="merged", to=tmp_path / "shards", low_memory=True)
+    assert (record.logit_difference, record.checked_prompts) == (None, 0)
+    assert record.untied_embeddings == (name in TIED)
+    assert "Written shard by shard" in (tmp_path / "shards" / "README.md").read_text()
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / form).state_dict() for form in ("memory", "shards"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_shard_by_shard_needs_the_gate_and_the_right_edits(copy, tmp_path):
+    chat, run = copy
+    with pytest.raises(InputError, match="--low-memory writes merged checkpoints"):
+        export(run, form="adapter", to=tmp_path / "out", low_memory=True)
+    save_edits(run / "edits.safetensors", chat, DirectionalAblation(torch.ones(chat.layout.d_model)))
+    with pytest.raises(GateError, match="is not of the operating point whose gate passed"):
+        export(run, form="merged", to=tmp_path / "out", low_memory=True)
+    edited(run / "summary.json", lambda record: record["gate"].update(decision="fail"))
+    with pytest.raises(GateError, match="says fail"):
+        export(run, form="merged", to=tmp_path / "out", low_memory=True)
+    assert nothing_left(tmp_path / "out")
+
+
 def test_records_that_claim_refusals_the_model_does_not_give_open_nothing(runs, real_verdicts, tmp_path):
     chat, run, _ = runs("llama")
     with pytest.raises(GateError, match=r"of 32 harmful test prompts that .* says this operating point refuses"):
@@ -451,7 +477,7 @@ def test_there_is_no_way_around_the_gate():
     """No parameter of the export, of the command or of the environment mentions one."""
     import inspect
 
-    assert set(inspect.signature(export).parameters) == {"run", "form", "to", "chat", "check_prompts"}
+    assert set(inspect.signature(export).parameters) == {"run", "form", "to", "chat", "check_prompts", "low_memory"}
     done = subprocess.run(
         [sys.executable, "-m", "demur", "export", "--help"], capture_output=True, text=True, check=True
     )

@@ -24,7 +24,10 @@ class FakeChat:
     inside: list[tuple[str, ...]] = field(default_factory=list)
     active: list[str] = field(default_factory=list)
     identity: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(content_hash="weights"))
-    template: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(system=None, options={}))
+    layout: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(packed=None))
+    template: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(system=None, options={}, response_prefix="")
+    )
 
     def encode(self, prompts):
         return [list(prompt.encode()) for prompt in prompts]
@@ -157,7 +160,7 @@ def key(runner=None, prompt=PROMPTS[0], **more):
 
 
 def with_system(text, **options):
-    return FakeChat(template=SimpleNamespace(system=text, options=options))
+    return FakeChat(template=SimpleNamespace(system=text, options=options, response_prefix=""))
 
 
 KEYS = {
@@ -175,6 +178,9 @@ KEYS = {
     "a system prompt": lambda: key(Runner(with_system("Be brief."), FakeJudge())),
     "an empty system prompt": lambda: key(Runner(with_system(""), FakeJudge())),
     "a template option": lambda: key(Runner(with_system(None, enable_thinking=False), FakeJudge())),
+    "a response prefix": lambda: key(
+        Runner(FakeChat(template=SimpleNamespace(system=None, options={}, response_prefix="So")), FakeJudge())
+    ),
     "other weights": lambda: key(Runner(FakeChat(identity=SimpleNamespace(content_hash="w2")), FakeJudge())),
 }
 

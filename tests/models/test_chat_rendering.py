@@ -109,7 +109,7 @@ def test_two_bos_are_an_error():
 def test_a_template_that_takes_no_system_role_says_so_and_what_to_try():
     message = refusal(NO_SYSTEM + CHAT_TEMPLATE, system="Be brief.")
     assert message == (
-        "the chat template does not accept the messages: System role not supported. Try without a system prompt."
+        "the chat template does not accept the messages: System role not supported. Try without --system."
     )
     assert ChatTemplate(tiny_tokenizer(chat_template=NO_SYSTEM + CHAT_TEMPLATE)).render("hello")
 

@@ -8,7 +8,7 @@ import torch
 from demur.activations import stream_at
 from demur.calibration._false_refusal_direction import Calibrated, find_operating_point
 from demur.calibration._mechanism import measure_mechanism
-from demur.calibration._records import judge_identity, layout_summary, provenance, run_record
+from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
 from demur.calibration._settings import CalibrationSettings
 from demur.calibration._study import Study
@@ -23,7 +23,7 @@ from demur.evaluation import (
     metrics_of,
     next_token_logits,
 )
-from demur.interventions import Intervention
+from demur.interventions import Intervention, in_shipped_form, save_edits
 from demur.models import ChatModel
 from demur.prompts import PromptSet
 from demur.records import (
@@ -94,6 +94,8 @@ def calibrate(
             folder.directions,
             {"refusal_direction": refusal.direction, "false_refusal_direction": calibrated.direction},
         )
+        if chat.layout.packed is None:
+            save_edits(folder.edits, chat, calibrated.intervention)
         summary = _measure(study, refusal, calibrated)
         write_record(folder.summary, summary)
         return summary
@@ -115,7 +117,7 @@ def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) ->
     before = complete_test(study.runner, study.prompts, None, progress=study.progress)
     after = complete_test(study.runner, study.prompts, calibrated.intervention, progress=study.progress)
     harmless = study.texts("harmless", "test")
-    with calibrated.intervention.folded_into(study.chat):
+    with in_shipped_form(study.chat, calibrated.intervention):
         changed = next_token_logits(study.chat, harmless, batch_size=study.settings.batch_size)
     kl = mean_kl(study.base_logits("harmless", "test"), changed, seed=study.settings.seed)
     metrics, comparison = metrics_of(before, after, kl), compare(before, after)
@@ -124,6 +126,7 @@ def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) ->
         kind="calibration",
         model=study.chat.identity,
         layout=layout_summary(study.chat, calibrated.intervention),
+        rendering=rendering(study.chat),
         prompts={label: study.prompts[label].identity() for label in LABELS},
         judge=judge_identity(study.runner.judge),
         refusal_tokens=study.refusal_tokens,
@@ -169,7 +172,7 @@ def _write_projections(study: Study, refusal: RefusalDirection, intervention: In
         }
 
     before = project()
-    with intervention.folded_into(study.chat):
+    with in_shipped_form(study.chat, intervention):
         after = project()
     record = ProjectionRecord(position=direction.position, layer=direction.layer, before=before, after=after)
     write_record(study.folder.projections, record)

@@ -35,13 +35,22 @@ Shares of {sizes} test prompts with 95 % Wilson intervals. Refused means fully o
 `{record.judge.id}` version {record.judge.version}. Gate: **{record.gate.decision}**; true refusals are non-inferior to
 the base model at a margin of {record.gate.margin:.1%}.
 
-Reloaded in a fresh process with plain transformers{" and PEFT" if record.format == "adapter" else ""}: largest logit
-difference from the measured model {record.logit_difference:.2g}; {record.identical_answers} of
-{record.checked_prompts} answers identical.
+{_reload_check(record)}
 
 Measured {record.provenance.created} with demur {record.provenance.demur}, torch {record.provenance.torch}, transformers
 {record.provenance.transformers}. The whole evidence is in `demur.json`.
 """
+
+
+def _reload_check(record: ExportRecord) -> str:
+    if record.logit_difference is None:
+        return "Written shard by shard from the checkpoint on disk; not loaded and compared."
+    with_peft = " and PEFT" if record.format == "adapter" else ""
+    return (
+        f"Reloaded in a fresh process with plain transformers{with_peft}: largest logit difference from the "
+        f"measured model {record.logit_difference:.2g}; {record.identical_answers} of {record.checked_prompts} answers "
+        "identical."
+    )
 
 
 def _metrics(summary: Summary) -> list[tuple[str, BeforeAfter]]:

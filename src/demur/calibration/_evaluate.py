@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from demur.calibration._calibrate import LABELS, complete_test
-from demur.calibration._records import judge_identity, layout_summary, provenance, run_record
+from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._settings import CalibrationSettings
 from demur.directions import load_directions
 from demur.errors import InputError
 from demur.evaluation import Judge, PhraseJudge, Runner, compare, decide_gate, mean_kl, metrics_of, next_token_logits
-from demur.interventions import DirectionalAblation
+from demur.interventions import DirectionalAblation, in_shipped_form
 from demur.models import ChatModel
 from demur.prompts import PromptSet
 from demur.records import OperatingPoint, RunFolder, Summary, write_record
@@ -70,7 +70,7 @@ def evaluate(
             harmless = sorted(prompts["harmless"].split("test"), key=lambda prompt: prompt.sha256)
             texts = [prompt.text for prompt in harmless]
             base = next_token_logits(chat, texts, batch_size=settings.batch_size)
-            with intervention.folded_into(chat):
+            with in_shipped_form(chat, intervention):
                 changed = next_token_logits(chat, texts, batch_size=settings.batch_size)
             kl, comparison = mean_kl(base, changed, seed=settings.seed), compare(before, after)
         metrics = metrics_of(before, after, kl)
@@ -80,6 +80,7 @@ def evaluate(
             kind="evaluation",
             model=chat.identity,
             layout=layout_summary(chat, intervention),
+            rendering=rendering(chat),
             prompts={label: prompts[label].identity() for label in LABELS},
             judge=judge_identity(judge),
             operating_point=point,

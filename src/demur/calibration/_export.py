@@ -1,7 +1,8 @@
 """The safety gate of the export: weights or an adapter are written only for an operating point whose gate passed."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,14 @@ from demur.calibration._card import export_card
 from demur.calibration._evaluate import load_operating_point
 from demur.errors import GateError, InputError, RunFolderError
 from demur.evaluation import PhraseJudge, compare, decide_gate, is_refusal, metrics_of
-from demur.interventions import DirectionalAblation, write_adapter, write_merged
-from demur.models import ChatModel, ExportFormat, load_chat_model, reload_answers
+from demur.interventions import (
+    DirectionalAblation,
+    load_edits,
+    write_adapter,
+    write_merged,
+    write_merged_sharded,
+)
+from demur.models import ChatModel, ExportFormat, checkpoint_folder, load_chat_model, reload_answers
 from demur.records import (
     BASE_MODEL,
     CALIBRATED_MODEL,
@@ -51,6 +58,7 @@ def export(
     to: Path | str,
     chat: ChatModel | None = None,
     check_prompts: int = 32,
+    low_memory: bool = False,
 ) -> ExportRecord:
     """Write the calibrated model of a run, reload it in a fresh process, and compare.
 
@@ -60,6 +68,8 @@ def export(
         to: new or empty folder.
         chat: the run's model, if it is loaded already.
         check_prompts: test prompts of each set that the reloaded model must answer as the folded one does.
+        low_memory: edit the checkpoint on disk shard by shard instead of loading the model; merged only. The result is
+            not loaded and compared.
 
     Returns:
         The record that is also written to `demur.json` in the folder, with the differences after reload.
@@ -74,23 +84,59 @@ def export(
     summary = folder.read_summary()
     _require_gate(folder, summary)
     _require_empty(target)
+    if low_memory:
+        return _export_sharded(folder, summary, form, target)
     if chat is None:
-        chat = load_chat_model(summary.model.id, revision=summary.model.revision, dtype=summary.model.dtype)
+        chat = load_chat_model(
+            summary.model.id,
+            revision=summary.model.revision,
+            dtype=summary.model.dtype,
+            system=summary.rendering.system,
+            template_options=summary.rendering.options,
+            response_prefix=summary.rendering.response_prefix,
+        )
     if chat.identity.content_hash != summary.model.content_hash:
         raise InputError(
             f"{chat.name} is not the model that {folder.path} calibrated: its weights or tokenizer have changed since "
             f"({chat.identity.content_hash[:12]}, not {summary.model.content_hash[:12]}). Calibrate it again."
         )
     intervention, _ = load_operating_point(chat, folder)
+    with _becoming(target) as partial:
+        _verify_verdicts(chat, intervention, folder)
+        (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
+        reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(folder, check_prompts))
+        untied = form == "merged" and chat.layout.tied_embedding is not None
+        return _finish(partial, summary, form, reloaded, untied=untied)
+
+
+def _export_sharded(folder: RunFolder, summary: Summary, form: ExportFormat, target: Path) -> ExportRecord:
+    if form != "merged":
+        raise InputError("--low-memory writes merged checkpoints; an adapter is small and needs no such path.")
+    edits = load_edits(folder.edits)
+    if summary.operating_point is None or edits.fingerprint != summary.operating_point.fingerprint:
+        raise GateError(f"not exported: {folder.edits} is not of the operating point whose gate passed.")
+    source = checkpoint_folder(summary.model.id, revision=summary.model.revision)
+    with _becoming(target) as partial:
+        write_merged_sharded(source, edits.writers, edits.basis, partial, tied=edits.tied)
+        return _finish(partial, summary, form, None, untied=edits.tied is not None)
+
+
+def _finish(
+    folder: Path, summary: Summary, form: ExportFormat, reloaded: _Reloaded | None, *, untied: bool
+) -> ExportRecord:
+    record = _record(summary, form, reloaded, untied=untied)
+    write_record(folder / "demur.json", record)
+    write_text(folder / "README.md", export_card(summary, record))
+    return record
+
+
+@contextmanager
+def _becoming(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when the context ends well, and is removed when it does not."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
-        _verify_verdicts(chat, intervention, folder)
-        reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(folder, check_prompts))
-        record = _record(summary, form, chat, reloaded)
-        write_record(partial / "demur.json", record)
-        write_text(partial / "README.md", export_card(summary, record))
+        yield partial
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rmdir()
@@ -101,7 +147,6 @@ def export(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return record
 
 
 def _require_gate(folder: RunFolder, summary: Summary) -> None:
@@ -206,7 +251,7 @@ def _compare_reloaded(
     return _Reloaded(difference, identical, len(prompts))
 
 
-def _record(summary: Summary, form: ExportFormat, chat: ChatModel, reloaded: _Reloaded) -> ExportRecord:
+def _record(summary: Summary, form: ExportFormat, reloaded: _Reloaded | None, *, untied: bool) -> ExportRecord:
     assert summary.operating_point is not None
     assert summary.gate is not None
     return ExportRecord(
@@ -217,9 +262,9 @@ def _record(summary: Summary, form: ExportFormat, chat: ChatModel, reloaded: _Re
         gate=summary.gate,
         judge=summary.judge,
         layout=summary.layout,
-        logit_difference=reloaded.difference,
-        identical_answers=reloaded.identical,
-        checked_prompts=reloaded.n,
-        untied_embeddings=form == "merged" and chat.layout.tied_embedding is not None,
+        logit_difference=None if reloaded is None else reloaded.difference,
+        identical_answers=0 if reloaded is None else reloaded.identical,
+        checked_prompts=0 if reloaded is None else reloaded.n,
+        untied_embeddings=untied,
         provenance=summary.provenance,
     )

@@ -14,7 +14,7 @@ from demur.evaluation import Judge
 from demur.interventions import Intervention
 from demur.models import ChatModel
 from demur.prompts import PromptSet
-from demur.records import JudgeIdentity, LayoutSummary, Provenance, RunRecord, canonical_json
+from demur.records import Foldability, JudgeIdentity, LayoutSummary, Provenance, Rendering, RunRecord, canonical_json
 from demur.types import PromptLabel
 
 
@@ -35,6 +35,7 @@ def run_record(
             **settings,
             "system": chat.template.system,
             "template_options": dict(chat.template.options),
+            "response_prefix": chat.template.response_prefix,
             "dtype": chat.identity.dtype,
         },
     }
@@ -57,6 +58,12 @@ def provenance(chat: ChatModel, *, seed: int) -> Provenance:
     )
 
 
+def rendering(chat: ChatModel) -> Rendering:
+    """The factors of rendering that a user can set."""
+    template = chat.template
+    return Rendering(system=template.system, options=dict(template.options), response_prefix=template.response_prefix)
+
+
 def judge_identity(judge: Judge) -> JudgeIdentity:
     """Id and version of a judge."""
     return JudgeIdentity(id=judge.id, version=judge.version)
@@ -64,9 +71,12 @@ def judge_identity(judge: Judge) -> JudgeIdentity:
 
 def layout_summary(chat: ChatModel, intervention: Intervention | None) -> LayoutSummary:
     """What the probe said, and how far folded weights differ from hooks for this intervention."""
-    difference = 0.0 if intervention is None else fold_difference(chat, intervention)
-    if chat.layout.has_norm_after_write:
-        verdict: Literal["exact", "exact_after_untying", "removed_not_identical"] = "removed_not_identical"
+    measurable = intervention is not None and chat.layout.packed is None
+    difference = fold_difference(chat, intervention) if intervention is not None and measurable else 0.0
+    if chat.layout.packed is not None:
+        verdict: Foldability = "runtime_only"
+    elif chat.layout.has_norm_after_write:
+        verdict = "removed_not_identical"
     else:
         verdict = "exact_after_untying" if chat.layout.tied_embedding else "exact"
     return LayoutSummary(

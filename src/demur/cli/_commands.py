@@ -47,6 +47,15 @@ Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 System = Annotated[str | None, typer.Option(help="System prompt put before every prompt.")]
+TemplateOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option", metavar="NAME=VALUE", help="Variable of the chat template, such as enable_thinking=false."
+    ),
+]
+ResponsePrefix = Annotated[
+    str, typer.Option(help="Text after the generation prompt, such as a closed thinking block; \\n is a line end.")
+]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
@@ -56,10 +65,36 @@ Margin = Annotated[float, typer.Option(help="Largest loss of true refusals that 
 GateKl = Annotated[float, typer.Option(help="Largest KL on harmless prompts, nats.")]
 
 
-def _load(name: str, revision: str | None, dtype: str, device: str, system: str | None, trust: bool) -> "ChatModel":
+def _load(
+    name: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    system: str | None,
+    options: list[str] | None,
+    prefix: str,
+    trust: bool,
+) -> "ChatModel":
     from demur.models import load_chat_model
 
-    return load_chat_model(name, revision=revision, dtype=dtype, device=device, system=system, trust_remote_code=trust)
+    return load_chat_model(
+        name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        system=system,
+        template_options=dict(_template_option(option) for option in options or ()),
+        response_prefix=prefix.replace("\\n", "\n"),
+        trust_remote_code=trust,
+    )
+
+
+def _template_option(text: str) -> tuple[str, bool | int | str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"--template-option takes NAME=VALUE, such as enable_thinking=false; got {text!r}.")
+    known: dict[str, bool] = {"true": True, "false": False}
+    return name, known.get(value.lower(), int(value) if value.isdigit() else value)
 
 
 def _numbers(text: str, option: str, kind: type) -> tuple[Any, ...]:
@@ -89,6 +124,8 @@ def calibrate(
     dtype: Dtype = "auto",
     device: Device = "auto",
     system: System = None,
+    template_option: TemplateOptions = None,
+    response_prefix: ResponsePrefix = "",
     trust_remote_code: RemoteCode = False,
     lambdas: Annotated[str | None, typer.Option(help="Grid of lambda, such as 1,0.9,0.8.")] = None,
     refusal_tokens: Annotated[str | None, typer.Option(help="Token ids of the refusal score, such as 40,2121.")] = None,
@@ -124,7 +161,7 @@ def calibrate(
     prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
     out = Out(as_json=as_json)
     out.note(f"loading {model}")
-    chat = _load(model, revision, dtype, device, system, trust_remote_code)
+    chat = _load(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
     with out.progress().running() as progress:
         summary = run_calibration(chat, prompts, out=run, settings=settings, progress=progress)
     return _finish(out, summary, run)
@@ -142,6 +179,8 @@ def evaluate(
     dtype: Dtype = "auto",
     device: Device = "auto",
     system: System = None,
+    template_option: TemplateOptions = None,
+    response_prefix: ResponsePrefix = "",
     trust_remote_code: RemoteCode = False,
     margin: Margin = 0.02,
     gate_kl_limit: GateKl = 0.1,
@@ -160,7 +199,7 @@ def evaluate(
     prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
     out = Out(as_json=as_json)
     out.note(f"loading {model}")
-    chat = _load(model, revision, dtype, device, system, trust_remote_code)
+    chat = _load(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
     with out.progress().running() as progress:
         summary = run_evaluation(chat, prompts, out=folder, run=run, settings=settings, progress=progress)
     return _finish(out, summary, folder)
@@ -171,19 +210,55 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a calibration whose gate passed.")],
     form: Annotated[Format, typer.Option("--format", help="LoRA adapter or merged checkpoint.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder.")],
+    low_memory: Annotated[
+        bool,
+        typer.Option("--low-memory", help="Edit the checkpoint on disk, shard by shard; merged only."),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Write the calibrated model, if its gate passed, and check it after reloading."""
     from demur.calibration import export as run_export
 
     out = Out(as_json=as_json)
-    record = run_export(run, form=form.value, to=to)
-    out.say(
-        f"{form.value} written to {to}. Reloaded in a fresh process: largest logit difference "
-        f"{record.logit_difference:.2g}, {record.identical_answers} of {record.checked_prompts} answers identical."
-    )
+    record = run_export(run, form=form.value, to=to, low_memory=low_memory)
+    check = "Not reloaded."
+    if record.logit_difference is not None:
+        check = (
+            f"Reloaded in a fresh process: largest logit difference {record.logit_difference:.2g}, "
+            f"{record.identical_answers} of {record.checked_prompts} answers identical."
+        )
+    out.say(f"{form.value} written to {to}. {check}")
     out.json(record.model_dump(mode="json", by_alias=True))
     return 0
+
+
+@app.command()
+def inspect(
+    model: ModelName,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    system: System = None,
+    template_option: TemplateOptions = None,
+    response_prefix: ResponsePrefix = "",
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> int:
+    """List and prove every writer of the residual stream; say how exact an edit of the weights is."""
+    from demur.errors import LayoutError
+    from demur.interventions import inspect_model
+    from demur.records import Inspection
+
+    out = Out(as_json=as_json)
+    out.note(f"loading {model}")
+    try:
+        chat = _load(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
+        inspection = inspect_model(chat)
+    except LayoutError as error:
+        inspection = Inspection(model=model, architecture="", dtype=dtype, verdict="not_supported", reason=str(error))
+    out.inspection(inspection)
+    out.json(inspection.model_dump(mode="json", by_alias=True))
+    return LayoutError.exit_code if inspection.verdict == "not_supported" else 0
 
 
 @app.command()

@@ -14,7 +14,7 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
-from demur.records import Summary
+from demur.records import Inspection, Summary
 from demur.reports import summary_table
 
 _DECISION_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
@@ -108,6 +108,15 @@ class Out:
         """A progress display on stderr."""
         return ConsoleProgress(self.errors)
 
+    def inspection(self, inspection: Inspection) -> None:
+        """Writers, proof, template and verdict of one model."""
+        self.say(f"{inspection.model}: {inspection.architecture} {inspection.dtype}")
+        if inspection.writers:
+            self.results.print(_writer_table(inspection))
+        for line in _inspection_lines(inspection):
+            self.say(line)
+        self.say(f"verdict: {inspection.verdict.replace('_', ' ')}: {inspection.reason}")
+
     def summary(self, summary: Summary) -> None:
         """The before/after table and the gate."""
         table = Table(title=None, show_edge=False, pad_edge=False)
@@ -123,3 +132,58 @@ class Out:
             if decision != "pass":
                 for reason in summary.gate.reasons:
                     self.say(f"  - {reason}")
+
+
+def _writer_table(inspection: Inspection) -> Table:
+    """One row per kind of writer: blocks that have the same one are put together."""
+    table = Table(show_edge=False, pad_edge=False)
+    for heading in ("writer", "kind", "blocks", "shape", "axis", ""):
+        table.add_column(heading, overflow="fold")
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for writer in inspection.writers:
+        prefix = "" if writer.block is None else inspection.blocks[writer.block] + "."
+        name = writer.parameter.removeprefix(prefix)
+        shape = " x ".join(str(size) for size in writer.shape)
+        note = "norm after the write" if writer.norm_after else ""
+        blocks = rows.setdefault((name, writer.kind, shape, str(writer.axis), note), [])
+        if writer.block is not None:
+            blocks.append(writer.block)
+    for (name, kind, shape, axis, note), blocks in rows.items():
+        table.add_row(escape(name), kind, _ranges(blocks), shape, axis, note)
+    return table
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 as `0-2, 5`."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts) or "-"
+
+
+def _inspection_lines(inspection: Inspection) -> Iterator[str]:
+    probe, same, template = inspection.probe, inspection.equivalence, inspection.template
+    if probe is not None:
+        yield (
+            f"probe: {probe.residual:.1e} of a random direction left at any block boundary ({probe.baseline:.2g} "
+            f"before; tolerance {probe.tolerance:.0e}, {probe.stream_dtype}); silenced, the stream moves "
+            f"{probe.silent_difference:.1e}"
+        )
+        yield (
+            f"capture sites: {probe.capture_difference:.1e} off the stream; embedding plus writes adds up to "
+            f"{probe.decomposition_error:.1e}"
+        )
+    if same is not None:
+        yield (
+            f"runtime against folded weights: logits differ by {same.logit_difference:.1e} (the ablation changes them "
+            f"by {same.logit_change:.2g}); {same.same_tokens} of {same.tokens} greedy tokens are the same"
+        )
+    if template is not None:
+        tokens = " ".join(f"{one.position}:{one.text!r}" for one in template.positions)
+        yield f"post-instruction tokens: {tokens}"
+        system = "takes a system message" if template.system_role else "takes no system message"
+        thinking = "; the prompt ends inside a thinking block" if template.opens_thinking else ""
+        yield f"template: {template.bos_tokens} BOS, {system}{thinking}"

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from demur.evaluation._judge import Judge
-from demur.interventions import Intervention
+from demur.interventions import Intervention, in_shipped_form
 from demur.models import ChatModel, Completion, length_sorted_batches
 from demur.prompts import Prompt
 from demur.records import CompletionRecord, JsonLines, canonical_json
@@ -79,7 +79,7 @@ class Runner:
         return [done[key] for key in keys]
 
     def _context(self, intervention: Intervention, *, folded: bool) -> AbstractContextManager[None]:
-        return intervention.folded_into(self.chat) if folded else intervention.applied_to(self.chat)
+        return in_shipped_form(self.chat, intervention) if folded else intervention.applied_to(self.chat)
 
     def _batches(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> list[list[int]]:
         """Batches that hold something missing. They are formed from all prompts, so a resumed run has the same ones."""
@@ -98,6 +98,7 @@ class Runner:
             "model": self.chat.identity.content_hash,
             "system": self.chat.template.system,
             "options": dict(self.chat.template.options),
+            "response_prefix": self.chat.template.response_prefix,
             "intervention": form,
             "prompt": prompt.sha256,
             "answer": prompt.answer,

@@ -1,6 +1,7 @@
 """Changing a model inside a context, folding the change into weights, exporting it."""
 
 from demur.interventions._export import write_adapter, write_merged
+from demur.interventions._inspect import inspect_model, judge_exactness, measure_equivalence
 from demur.interventions._intervention import (
     ActivationAddition,
     Combined,
@@ -8,15 +9,26 @@ from demur.interventions._intervention import (
     Intervention,
     ablating_rows,
     adding_rows,
+    in_shipped_form,
 )
+from demur.interventions._sharded import Edits, edits_of, load_edits, save_edits, write_merged_sharded
 
 __all__ = [
     "ActivationAddition",
     "Combined",
     "DirectionalAblation",
+    "Edits",
     "Intervention",
     "ablating_rows",
     "adding_rows",
+    "edits_of",
+    "in_shipped_form",
+    "inspect_model",
+    "judge_exactness",
+    "load_edits",
+    "measure_equivalence",
+    "save_edits",
     "write_adapter",
     "write_merged",
+    "write_merged_sharded",
 ]

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demur.errors import UnsupportedInterventionError
-from demur.interventions._intervention import DirectionalAblation
+from demur.interventions._intervention import DirectionalAblation, require_foldable
 from demur.models import ChatModel, Writer
 
 
@@ -24,7 +24,11 @@ def write_merged(chat: ChatModel, ablation: DirectionalAblation, folder: Path) -
     Tied embeddings are untied: the output head keeps the original matrix, which is what makes the result exact.
     """
     with ablation.folded_into(chat), _untied(chat):
-        chat.model.save_pretrained(folder)
+        # Without tied embeddings transformers ties nothing again when it loads: every shared tensor (Zamba's blocks) is
+        # written under each of its names.
+        untied = chat.layout.tied_embedding is not None
+        state = {name: tensor.clone() for name, tensor in chat.model.state_dict().items()} if untied else None
+        chat.model.save_pretrained(folder, state_dict=state)
     chat.tokenizer.save_pretrained(folder)
 
 
@@ -58,6 +62,7 @@ def write_adapter(chat: ChatModel, ablation: DirectionalAblation, folder: Path) 
     Raises:
         UnsupportedInterventionError: a writer is no linear layer, embedding or bias of one.
     """
+    require_foldable(chat)
     basis = ablation.basis
     weights = [writer for writer in chat.layout.writers if not writer.parameter.endswith("bias")]
     modules = {writer.parameter.rpartition(".")[0]: writer for writer in weights}

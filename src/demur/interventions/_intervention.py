@@ -63,10 +63,12 @@ def remove_components(stream: Tensor, basis: Tensor) -> Tensor:
 @contextmanager
 def _ablating(chat: ChatModel, basis: Tensor) -> Iterator[None]:
     layout = chat.layout
+    # The embeddings too: some families read them a second time, beside the stream (Zamba, Gemma 4).
+    written = (*layout.entry_sites, *(site.module for site in layout.sites))
     with hooked(
         chat.module,
         inputs={layout.blocks[0]: lambda stream: remove_components(stream, basis)},
-        outputs={site.module: lambda output: remove_components(output, basis) for site in layout.sites},
+        outputs=dict.fromkeys(written, lambda output: remove_components(output, basis)),
     ):
         yield
 
@@ -108,7 +110,12 @@ class DirectionalAblation:
         return _ablating(chat, self.basis)
 
     def folded_parameters(self, chat: ChatModel) -> dict[str, Tensor]:
-        """Every edited parameter by name; the model itself is not touched."""
+        """Every edited parameter by name; the model itself is not touched.
+
+        Raises:
+            UnsupportedInterventionError: the model's weights are packed (quantised).
+        """
+        require_foldable(chat)
         parameters = dict(chat.module.named_parameters(remove_duplicate=False))
         edited: dict[str, Tensor] = {}
         for writer in chat.layout.writers:
@@ -181,6 +188,25 @@ class Combined:
             for part in self.parts:
                 stack.enter_context(part.folded_into(chat))
             yield
+
+
+def require_foldable(chat: ChatModel) -> None:
+    """Refuse to edit packed weights.
+
+    Raises:
+        UnsupportedInterventionError: the model's weights are quantised.
+    """
+    if chat.layout.packed is not None:
+        raise UnsupportedInterventionError(
+            f"{chat.name}: its weights are {chat.layout.packed}, and an edit cannot be folded into packed weights. "
+            "Use the intervention at run time (applied_to), or calibrate and export the unquantised checkpoint and "
+            "quantise the result."
+        )
+
+
+def in_shipped_form(chat: ChatModel, intervention: Intervention) -> AbstractContextManager[None]:
+    """The form that is measured: folded weights, as an export ships them; hooks where the weights are packed."""
+    return intervention.folded_into(chat) if chat.layout.packed is None else intervention.applied_to(chat)
 
 
 def ablating_rows(chat: ChatModel, directions: Tensor) -> AbstractContextManager[None]:

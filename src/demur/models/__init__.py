@@ -2,14 +2,16 @@
 
 from demur.models._chat_model import ChatModel, length_sorted_batches
 from demur.models._chat_template import ChatTemplate
+from demur.models._checkpoint import checkpoint_folder
 from demur.models._generation import Completion
 from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_parameters
 from demur.models._layout import Layout, Writer, WriteSite, discover_layout
 from demur.models._loading import load_chat_model
-from demur.models._probe import ProbeResult, last_stream, probe_layout
+from demur.models._probe import BlockErrors, ProbeResult, block_errors, last_stream, probe_layout
 from demur.models._reload_check import ExportFormat, ReloadAnswers, reload_answers
 
 __all__ = [
+    "BlockErrors",
     "ChatModel",
     "ChatTemplate",
     "Completion",
@@ -19,6 +21,8 @@ __all__ = [
     "ReloadAnswers",
     "WriteSite",
     "Writer",
+    "block_errors",
+    "checkpoint_folder",
     "discover_layout",
     "hook_count",
     "hooked",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demur.errors import ModelError
+from demur.errors import LayoutError, ModelError
 from demur.models._chat_template import ChatTemplate
 from demur.models._generation import Completion, end_tokens, forward_inputs, generate_greedy, last_logits, pad_batch
 from demur.models._hooks import model_device
@@ -19,6 +19,8 @@ from demur.models._probe import ProbeResult, probe_layout
 from demur.records import ModelIdentity
 
 _PROBE_TEXT = "Write one line."
+_NOT_USED = "took no part"
+"""How the message of `discover_layout` says that a parameter was not used."""
 
 
 @dataclass
@@ -34,7 +36,7 @@ class ChatModel:
 
     Raises:
         LayoutError: the writers of the residual stream cannot be found or proved.
-        ModelError: no chat template, or it cannot render a prompt.
+        ModelError: no chat template, or it cannot render a prompt; or an adapter that is not merged.
     """
 
     model: Any
@@ -48,10 +50,24 @@ class ChatModel:
     def __post_init__(self) -> None:
         if self.template is None:
             self.template = ChatTemplate(self.tokenizer)
+        _refuse_adapters(self.model)
         self.model.eval()
         inputs = self.probe_inputs()
-        self.layout, _ = discover_layout(self.model, inputs)
+        try:
+            self.layout, _ = discover_layout(self.model, inputs)
+        except LayoutError as error:
+            if _NOT_USED not in str(error):
+                raise
+            # Experts to which no token of the short prompt was sent: many random tokens reach them.
+            inputs = self._long_probe_inputs()
+            self.layout, _ = discover_layout(self.model, inputs)
         self.probe = probe_layout(self.model, self.layout, inputs)
+
+    def _long_probe_inputs(self) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        size = self.model.get_input_embeddings().num_embeddings
+        rows = torch.randint(size, (4, 64), generator=generator).tolist()
+        return forward_inputs(self.model, self.batch(rows), last_logits_only=False)
 
     def probe_inputs(self) -> dict[str, Tensor]:
         """Forward arguments for one short rendered prompt, with logits at every position."""
@@ -138,10 +154,30 @@ class ChatModel:
             )
         return logits
 
+    def greedy_tokens(self, inputs: dict[str, Tensor], *, count: int) -> list[int]:
+        """The next `count` greedy tokens of one prompt, end tokens not heeded, each by a full forward pass.
+
+        For comparing two states of a model: no cache whose handling could differ, every model gives as many.
+        """
+        ids = inputs["input_ids"]
+        for _ in range(count):
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            ids = torch.cat([ids, self.next_token_logits(batch).argmax(-1, keepdim=True)], dim=1)
+        return [int(token) for token in ids[0, -count:]]
+
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
         """Greedy answers to one batch of prompts, in their order."""
         return generate_greedy(
             self.model, self.tokenizer, self.encode(prompts), pad=self.pad_token, max_new_tokens=max_new_tokens
+        )
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    """Layers of an adapter compute beside the weights: neither the layout nor a fold would be that of the model."""
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise ModelError(
+            "the model holds a PEFT adapter that is not merged: call merge_and_unload() first, and give the model "
+            "that it returns."
         )
 
 

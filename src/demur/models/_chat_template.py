@@ -3,8 +3,10 @@
 Knows nothing about models or layers. Positions are computed from renderings, never typed in.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from demur.errors import ModelError
@@ -13,6 +15,12 @@ from demur.errors import ModelError
 # a letter, a digit, punctuation, a closing bracket, a quote, a non-Latin letter.
 _PROBES = ("List three rivers", "What is 17 + 25", "Is it raining?", "Name (one)", 'Say "yes"', "Wie spät ist es è")
 _SENTINEL = "zqxjkvbp"
+_OPENS = re.compile(
+    r"<(?:\w+:)?(?:think(?:ing)?|reasoning)>|\[THINK\]|<\|channel\|?>(?:analysis|thought)|<\|START_THINKING\|>|◁think▷"
+)
+_CLOSES = re.compile(
+    r"</(?:\w+:)?(?:think(?:ing)?|reasoning)>|\[/THINK\]|<\|channel\|>final|<channel\|>|<\|END_THINKING\|>|◁/think▷"
+)
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,14 @@ class ChatTemplate:
         tokenizer: a transformers tokenizer with a chat template.
         system: the system prompt, or None for none. Recorded with every measurement.
         options: further variables of the template, such as `enable_thinking`.
+        response_prefix: text put after the generation prompt, such as a closed thinking block; the model goes on from
+            there, and it is part of what is measured.
     """
 
     tokenizer: Any
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    response_prefix: str = ""
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -42,29 +53,85 @@ class ChatTemplate:
                 f"the chat template renders the beginning-of-sequence token {self.tokenizer.bos_token!r} twice; "
                 "remove one from the template."
             )
+        if self.system and self._drops_system():
+            raise ModelError(
+                "the chat template drops the system prompt, so the model would never read it. Try without --system."
+            )
+
+    def unused_options(self) -> tuple[str, ...]:
+        """Options that the template does not name: they change nothing, and would be recorded as if they did."""
+        text = str(self.tokenizer.chat_template)
+        return tuple(name for name in self.options if not re.search(rf"\b{re.escape(name)}\b", text))
 
     def render(self, prompt: str) -> str:
-        """The text the model reads for one user prompt.
+        """The text the model reads for one user prompt, as the template puts it (some strip or move it).
 
         Raises:
-            ModelError: the template refuses the messages, or changes the prompt text.
+            ModelError: the template refuses the messages.
         """
-        messages = [{"role": "user", "content": prompt}]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
+        try:
+            return self._apply(prompt, self.system, in_parts=self._in_parts) + self.response_prefix
+        except ModelError as error:
+            raise ModelError(f"{error}{self._hint()}") from error
+
+    def _apply(self, prompt: str, system: str | None, *, in_parts: bool) -> str:
+        texts = {"user": prompt} if system is None else {"system": system, "user": prompt}
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+            for role, text in texts.items()
+        ]
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **self.options
             )
         except Exception as error:
             # Templates raise whatever they like through jinja's raise_exception; the text is all that helps.
-            hint = " Try without a system prompt." if self.system is not None else ""
-            raise ModelError(f"the chat template does not accept the messages: {error}.{hint}") from error
+            raise ModelError(f"the chat template does not accept the messages: {str(error).rstrip('.')}.") from error
         return str(text)
+
+    def _shows_prompt(self, system: str | None, *, in_parts: bool) -> bool:
+        try:
+            return _SENTINEL in self._apply(_SENTINEL, system, in_parts=in_parts)
+        except ModelError:
+            return False
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template reads a message as a list of parts only, as those of many vision-language models do."""
+        return not self._shows_prompt(self.system, in_parts=False) and self._shows_prompt(self.system, in_parts=True)
+
+    def _hint(self) -> str:
+        other = "x" if self.system is None else None
+        if not (self._shows_prompt(other, in_parts=False) or self._shows_prompt(other, in_parts=True)):
+            return ""
+        return " It needs a system prompt: give one with --system." if other else " Try without --system."
+
+    def _drops_system(self) -> bool:
+        try:
+            return _SENTINEL not in self._apply(_PROBES[0], _SENTINEL, in_parts=self._in_parts)
+        except ModelError:
+            return False  # it takes the system prompt that was given, only not ours
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of the rendered prompt; the template alone decides about special tokens."""
         return list(self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"])
+
+    def bos_tokens(self) -> int:
+        """How many beginning-of-sequence tokens a rendering starts with: 0 or 1."""
+        return int(self.encode(_PROBES[0])[:1] == [self.tokenizer.bos_token_id])
+
+    def takes_system_role(self) -> bool:
+        """Whether the template shows a system message to the model."""
+        try:
+            return _SENTINEL in self._apply(_PROBES[0], _SENTINEL, in_parts=self._in_parts)
+        except ModelError:
+            return False
+
+    def opens_thinking(self) -> bool:
+        """Whether the rendering ends inside a thinking block, so that the model's first tokens are thoughts."""
+        tail = self.render(_SENTINEL).rpartition(_SENTINEL)[2]
+        opened = max((match.end() for match in _OPENS.finditer(tail)), default=-1)
+        return opened > max((match.end() for match in _CLOSES.finditer(tail)), default=-1)
 
     def post_instruction_tokens(self) -> tuple[int, ...]:
         """Token ids that follow the instruction in every rendering (Arditi et al. section 2.3, "post-instruction").
@@ -82,13 +149,23 @@ class ChatTemplate:
         if not suffix:
             raise ModelError(
                 "the renderings of different prompts have no common ending, so there is no post-instruction position; "
-                "does the template add a generation prompt?"
+                "does the template add a generation prompt? If it adds none, give its text with --response-prefix."
             )
         return tuple(suffix)
 
     def post_instruction_texts(self) -> tuple[str, ...]:
-        """The text of each post-instruction token, in order."""
-        return tuple(self.tokenizer.decode([token]) for token in self.post_instruction_tokens())
+        """The text of each post-instruction token, in order, as it reads where it stands."""
+        suffix = self.post_instruction_tokens()
+        ids = self.encode(_PROBES[0])
+        texts = []
+        for end in range(len(ids) - len(suffix) + 1, len(ids) + 1):
+            # A token decoded alone loses its leading space in sentencepiece tokenizers.
+            before, after = self._decode(ids[: end - 1]), self._decode(ids[:end])
+            texts.append(after[len(before) :] if after.startswith(before) else self._decode(ids[end - 1 : end]))
+        return tuple(texts)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def common_suffix(sequences: Sequence[Sequence[int]]) -> list[int]:

@@ -94,6 +94,13 @@ class Layout:
     """The narrowest dtype on the way of any write to the stream; it bounds how exact an edit can be."""
     tied_embedding: str | None = None
     """The input embedding's parameter when another module uses the same tensor, else None."""
+    entry_sites: tuple[str, ...] = ()
+    """Modules whose outputs are added up in the first block's input, each up to one number per token: the embeddings.
+    Some families read these once more beside the stream (Zamba's shared blocks, Gemma 4's inputs per layer)."""
+
+    packed: str | None = None
+    """How the weights are quantised, in words, where that is so: such a model can be changed by hooks only, and
+    `writers` is empty."""
 
     @property
     def has_norm_after_write(self) -> bool:
@@ -160,20 +167,39 @@ def discover_layout(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Layout
     writers: dict[tuple[str, int], Writer] = {}
     sites: list[WriteSite] = []
     problems: list[str] = []
+    unknown: list[str] = []
     entry = trace.entered[blocks[0]]
     explained = [_explain(trace, entry)]
-    _collect(explained[0].terms, trace, None, "", writers, problems)
+    _collect(explained[0].terms, trace, None, "", writers, unknown)
     for index, path in enumerate(blocks):
         explained.append(_explain(trace, trace.left[path], stops=[trace.entered[path]]))
         _check_stream(explained[-1].terms, path, problems)
-        _collect(explained[-1].terms, trace, index, path, writers, problems)
+        _collect(explained[-1].terms, trace, index, path, writers, unknown)
         sites.extend(_find_sites(trace, path, index, problems))
-    problems.extend(_silent_parameters(model, trace, blocks))
+    unknown.extend(_silent_parameters(model, trace, blocks))
+    packed = packed_weights(model)
+    if packed is not None:
+        writers.clear()  # hooks need the stream and its write sites only
+    else:
+        problems.extend(unknown)
     if problems:
         raise LayoutError(_describe(model, blocks, writers, problems))
     dtype = max((each.dtype for each in explained), key=lambda dtype: torch.finfo(dtype).eps)
     tied = _tied_embedding(model, writers.values())
-    return Layout(blocks, d_model, tuple(writers.values()), tuple(sites), dtype, tied), trace
+    entries = _find_entry_sites(trace, entry)
+    return Layout(blocks, d_model, tuple(writers.values()), tuple(sites), dtype, tied, entries, packed), trace
+
+
+def packed_weights(model: nn.Module) -> str | None:
+    """How a model's weights are packed (quantised), in words; None where they are plain floating-point tensors."""
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        return f"quantised ({getattr(method, 'value', method)})"
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize == 1:
+            return f"packed ({name} is {str(parameter.dtype).removeprefix('torch.')})"
+    return None
 
 
 def _explain(trace: ForwardTrace, value: int, stops: Iterable[int] = ()) -> Explanation:
@@ -184,22 +210,45 @@ def _explain(trace: ForwardTrace, value: int, stops: Iterable[int] = ()) -> Expl
 def _find_blocks(model: nn.Module, trace: ForwardTrace) -> tuple[str, ...]:
     """The longest module list whose members ran once each, in order, each reading what the one before it returned."""
     best: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
             continue
         paths = tuple(f"{name}.{child}" for child, _ in module.named_children())
         ran = all(trace.calls.get(path) == 1 and path in trace.entered and path in trace.left for path in paths)
-        if not ran or any(trace.tape.tensors[trace.entered[path]].dim() != 3 for path in paths):
+        if not ran or not all(_same_stream(trace, trace.left[one], trace.entered[two]) for one, two in pairwise(paths)):
             continue
-        chained = all(_same_stream(trace, trace.left[one], trace.entered[two]) for one, two in pairwise(paths))
-        if chained and len(paths) > len(best):
+        dims = {trace.tape.tensors[trace.entered[path]].dim() for path in paths}
+        if dims == {3} and len(paths) > len(best):
             best = paths
-    if not best:
+        elif max(dims) > 3 and len(paths) > len(several):
+            several = paths
+    if len(several) > len(best):
+        shape = trace.tape.tensors[trace.entered[several[0]]].dim()
         raise LayoutError(
-            f"{type(model).__name__}: no list of decoder blocks was found that run one after the other on the same "
-            "hidden states. demur needs a decoder-only causal language model; please report the architecture."
+            f"{type(model).__name__}: its {len(several)} blocks ({several[0]} ...) run on hidden states of {shape} "
+            "dimensions: several residual streams side by side (hyper-connections, AltUp). demur does not support them."
         )
+    if not best:
+        raise LayoutError(_describe_no_blocks(model, trace))
     return best
+
+
+def _describe_no_blocks(model: nn.Module, trace: ForwardTrace) -> str:
+    message = (
+        f"{type(model).__name__}: no list of decoder blocks was found that run one after the other on the same "
+        "hidden states. demur needs a decoder-only causal language model; please report the architecture."
+    )
+    repeated = [(count, name) for name, count in trace.calls.items() if count > 1 and name.rpartition(".")[2].isdigit()]
+    if repeated:
+        count, name = max(repeated)
+        message += f" {name} ran {count} times in one forward pass: recurrence over depth is not supported."
+    for name, module in model.named_modules():
+        paths = [f"{name}.{child}" for child, _ in module.named_children()] if isinstance(module, nn.ModuleList) else []
+        missing = [path for path in paths if path not in trace.calls]
+        if missing and any(trace.calls.get(path) == 1 and path in trace.entered for path in paths):
+            message += f" {missing[0]} did not run over a few tokens of text."
+    return message
 
 
 def _same_stream(trace: ForwardTrace, one: int, two: int) -> bool:
@@ -214,8 +263,10 @@ def _check_stream(terms: Iterable[Term], path: str, problems: list[str]) -> None
     streams = [term for term in terms if term.kind == "stop"]
     if not streams:
         problems.append(f"{path}: its output does not contain its input as a summand, so it has no residual stream")
-    elif any(term.steps for term in streams):
+    elif any(step.kind == "center" for term in streams for step in term.steps):
         problems.append(f"{path}: a norm acts on the residual stream itself (post-norm on the stream)")
+    elif any(term.steps for term in streams):
+        problems.append(f"{path}: a norm or a scale per channel acts on the residual stream itself")
 
 
 def _collect(
@@ -275,6 +326,28 @@ def _find_sites(trace: ForwardTrace, path: str, block: int, problems: list[str])
             problems.append(f"{path}: no module returns one of the tensors that are added to the stream")
         pending.extend(refs)
     return sorted(sites.values(), key=lambda site: trace.order.index(site.module))
+
+
+def _find_entry_sites(trace: ForwardTrace, entry: int) -> tuple[str, ...]:
+    """For each summand of the first block's input: the first module that returns it, where one does.
+
+    The first and not the last, since a norm without a scale may follow the embedding (NanoChat).
+    """
+    returned: dict[int, str] = {}
+    for name in sorted(trace.order, key=lambda name: -name.count(".")):
+        if name in trace.left:
+            returned.setdefault(trace.left[name], name)
+
+    def find(value: int) -> list[str] | None:
+        inputs = _commuting_inputs(trace, value) if value in trace.tape.ops else []
+        found = [find(each) for each in inputs]
+        if found and all(each is not None for each in found):
+            return [name for each in found for name in each or ()]
+        if value in returned and not any(term.steps for term in _explain(trace, value).terms):
+            return [returned[value]]
+        return None
+
+    return tuple(dict.fromkeys(find(entry) or ()))
 
 
 def _commuting_inputs(trace: ForwardTrace, value: int) -> list[int]:

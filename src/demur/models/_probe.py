@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,6 +35,51 @@ class ProbeResult:
     silent_difference: float
     """Largest relative change of the stream through all blocks with every write site silenced."""
     tolerance: float
+    per_block: tuple[float, ...] = ()
+    """The residual at the input of each block and after the last one."""
+
+
+@dataclass(frozen=True)
+class BlockErrors:
+    """Whether blocks are what the layout says, measured on a few tokens; relative."""
+
+    capture: float
+    """Largest difference between the input read at a block and the output of the block before it."""
+    decomposition: float
+    """Largest part of a block's output that is no sum of its input and its writes, each up to one number per token."""
+
+
+def block_errors(model: nn.Module, layout: Layout, inputs: dict[str, Tensor]) -> BlockErrors:
+    """Check that the stream runs from block to block, and that each block adds its writes to it and nothing else."""
+    entered: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}
+
+    def keep_output(path: str, tensor: Tensor) -> Tensor:
+        left[path] = tensor.to(torch.float64)
+        return tensor
+
+    def keep_input(path: str, tensor: Tensor) -> None:
+        entered[path] = tensor.to(torch.float64)
+
+    sites = [site.module for site in layout.sites]
+    outputs = {path: partial(keep_output, path) for path in (*sites, *layout.blocks)}
+    readers = {path: partial(keep_input, path) for path in layout.blocks}
+    with reading_inputs(model, readers), hooked(model, outputs=outputs), torch.no_grad():
+        model(**inputs)
+    capture = max((_relative(entered[two] - left[one], left[one]) for one, two in pairwise(layout.blocks)), default=0.0)
+    decomposition = 0.0
+    for index, path in enumerate(layout.blocks):
+        parts = [entered[path], *(left[site.module] for site in layout.sites if site.block == index)]
+        target = left[path].reshape(-1, layout.d_model)
+        # [token, d_model, part]: one least-squares fit per token, so that gates and multipliers of a write are allowed.
+        stacked = torch.stack([part.reshape(-1, layout.d_model) for part in parts], dim=-1)
+        fitted = torch.linalg.lstsq(stacked, target[..., None]).solution
+        decomposition = max(decomposition, _relative((stacked @ fitted)[..., 0] - target, target))
+    return BlockErrors(capture, decomposition)
+
+
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    return float(difference.norm() / reference.norm().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *, seed: int = 0) -> ProbeResult:
@@ -50,11 +97,14 @@ def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *,
     tolerance = TOLERANCES.get(layout.dtype, 5e-2)
     before = _boundary_components(model, layout, inputs, direction)
     _check_finite(model, layout, before)
-    with orthogonalized_blockwise(model, layout, direction[None]):
+    changed = orthogonalized_blockwise(model, layout, direction[None])
+    if layout.packed is not None:
+        changed = _projected(model, layout, direction)
+    with changed:
         after = _boundary_components(model, layout, inputs, direction)
     # Not max(): it drops a NaN that does not come first.
     residual = float(torch.tensor(after, dtype=torch.float64).max())
-    result = ProbeResult(residual, max(before), _silent_difference(model, layout, inputs), tolerance)
+    result = ProbeResult(residual, max(before), _silent_difference(model, layout, inputs), tolerance, tuple(after))
     if not result.residual <= tolerance:
         first = next(index for index, value in enumerate(after) if not value <= tolerance)
         where = "the embeddings" if first == 0 else f"block {first - 1} ({layout.blocks[first - 1]})"
@@ -71,6 +121,20 @@ def probe_layout(model: nn.Module, layout: Layout, inputs: dict[str, Tensor], *,
             f"(tolerance {tolerance:.0e}). demur will not edit this model; please report the architecture."
         )
     return result
+
+
+@contextmanager
+def _projected(model: nn.Module, layout: Layout, direction: Tensor) -> Iterator[None]:
+    """Packed weights cannot be orthogonalized: the same check with the direction taken off every write by hooks."""
+
+    def project(stream: Tensor) -> Tensor:
+        unit = direction.to(device=stream.device, dtype=torch.float32)
+        exact = stream.float()
+        return (exact - (exact @ unit)[..., None] * unit).to(stream.dtype)
+
+    outputs = dict.fromkeys((*layout.entry_sites, *(site.module for site in layout.sites)), project)
+    with hooked(model, inputs={layout.blocks[0]: project}, outputs=outputs):
+        yield
 
 
 def _check_finite(model: nn.Module, layout: Layout, components: list[float]) -> None:
@@ -155,6 +219,8 @@ def last_stream(model: nn.Module, layout: Layout, inputs: dict[str, Tensor]) -> 
             model(**inputs)
     finally:
         handle.remove()
+    if not caught:
+        raise LayoutError(f"{type(model).__name__}: {layout.blocks[-1]} did not run over a few tokens of text.")
     return caught[0]
 
 

@@ -11,18 +11,33 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+)
 
 
 def load(request: dict[str, Any]) -> Any:
     """The exported model: a merged checkpoint, or the base model with the adapter on top."""
     options = {"dtype": getattr(torch, request["dtype"]), "trust_remote_code": request["trust_remote_code"]}
     if request["format"] == "merged":
-        return AutoModelForCausalLM.from_pretrained(request["folder"], **options).eval()
+        return plain(request["folder"], None, options)
     from peft import PeftModel  # noqa: PLC0415 (only adapters need it)
 
-    base = AutoModelForCausalLM.from_pretrained(request["base"], revision=request["revision"], **options)
-    return PeftModel.from_pretrained(base, request["folder"]).eval()
+    return PeftModel.from_pretrained(plain(request["base"], request["revision"], options), request["folder"]).eval()
+
+
+def plain(name: str, revision: str | None, options: dict[str, Any]) -> Any:
+    """A model as transformers loads it; vision-language checkpoints without a text-only class by their own."""
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=options["trust_remote_code"])
+    text, vision = AutoModelForCausalLM, AutoModelForImageTextToText
+    auto = vision if type(config) not in text._model_mapping and type(config) in vision._model_mapping else text
+    model = auto.from_pretrained(name, revision=revision, **options).eval()
+    # `generate` fills what a request leaves open (a repetition penalty) from the checkpoint's own settings.
+    model.generation_config = GenerationConfig()
+    return model
 
 
 def main(request_path: str, answer_path: str) -> None:

@@ -45,7 +45,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, parameter in model.named_parameters(remove_duplicate=False):
             # Of a shared parameter's names the first counts: the input embedding comes before the head.
             self._names.setdefault(id(parameter), name)
-        self._buffers = {id(b) for b in model.buffers()}
+        self._buffers = {id(buffer): name for name, buffer in model.named_buffers()}
+        self.buffers: dict[int, str] = {}
+        """Value number -> buffer name, for buffers that took part."""
         self.constants: set[int] = set()
         """Values that depend on parameters and buffers only, not on the tokens."""
 
@@ -56,6 +58,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._new(tensor)
             if key in self._names:
                 self.parameters[self._numbers[key]] = self._names[key]
+            if key in self._buffers:
+                self.buffers[self._numbers[key]] = self._buffers[key]
             if key in self._names or key in self._buffers:
                 self.constants.add(self._numbers[key])
         return self._numbers[key]

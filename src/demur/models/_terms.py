@@ -127,7 +127,8 @@ def _visit(walk: _Walk, value: int, axis: int, steps: tuple[Scale, ...]) -> str 
         return None
     op = tape.ops.get(value)
     if op is None:
-        walk.terms.append(Term("unknown", value, axis, steps, "comes from outside the parameters"))
+        buffer = f" (the buffer {tape.buffers[value]}, which is computed)" if value in tape.buffers else ""
+        walk.terms.append(Term("unknown", value, axis, steps, f"comes from outside the parameters{buffer}"))
         return None
     if op.name in _ZEROS:
         return None

@@ -1,6 +1,15 @@
 """What is written to disk: frozen, versioned, validated, plain. Needs no torch."""
 
 from demur.records._base import Record
+from demur.records._inspection import (
+    EquivalenceRecord,
+    Exactness,
+    Inspection,
+    PositionRecord,
+    ProbeRecord,
+    TemplateRecord,
+    WriterRecord,
+)
 from demur.records._run import (
     BASE_MODEL,
     CALIBRATED_MODEL,
@@ -27,6 +36,7 @@ from demur.records._summary import (
     Comparison,
     DirectionCard,
     ExportRecord,
+    Foldability,
     Gate,
     GateRule,
     JudgeIdentity,
@@ -43,6 +53,7 @@ from demur.records._summary import (
     Provenance,
     Rate,
     RefusalToken,
+    Rendering,
     Summary,
 )
 
@@ -56,10 +67,14 @@ __all__ = [
     "Comparison",
     "CompletionRecord",
     "DirectionCard",
+    "EquivalenceRecord",
+    "Exactness",
     "ExportRecord",
     "FalseRefusalScores",
+    "Foldability",
     "Gate",
     "GateRule",
+    "Inspection",
     "JsonLines",
     "JudgeIdentity",
     "LambdaBaseline",
@@ -71,16 +86,21 @@ __all__ = [
     "ModelIdentity",
     "OperatingPoint",
     "PairedComparison",
+    "PositionRecord",
+    "ProbeRecord",
     "ProjectionRecord",
     "PromptSetIdentity",
     "Provenance",
     "Rate",
     "Record",
     "RefusalToken",
+    "Rendering",
     "RunFolder",
     "RunRecord",
     "ScoreRecord",
     "Summary",
+    "TemplateRecord",
+    "WriterRecord",
     "canonical_json",
     "read_record",
     "write_bytes",

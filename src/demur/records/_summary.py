@@ -10,6 +10,10 @@ from demur.types import Decision, PromptLabel
 SUMMARY_SCHEMA: Literal["demur.summary/1"] = "demur.summary/1"
 
 
+Foldability = Literal["exact", "exact_after_untying", "removed_not_identical", "runtime_only"]
+"""How an edit of the weights compares with the same edit at run time; runtime_only: packed weights take none."""
+
+
 class Rate(Record):
     """A share of prompts, with its two-sided 95 % Wilson interval."""
 
@@ -228,10 +232,21 @@ class JudgeIdentity(Record):
     version: str
 
 
+class Rendering(Record):
+    """How prompts were rendered, beyond the chat template itself."""
+
+    system: str | None = None
+    """System prompt put before every prompt."""
+    options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Variables of the chat template, such as enable_thinking."""
+    response_prefix: str = ""
+    """Text after the generation prompt, such as a closed thinking block."""
+
+
 class LayoutSummary(Record):
     """What the numeric probe said about the model's writers."""
 
-    verdict: Literal["exact", "exact_after_untying", "removed_not_identical"]
+    verdict: Foldability
     n_writers: int
     probe_residual: float
     """Largest component along a random direction left at any block boundary, relative to the unedited one."""
@@ -261,6 +276,7 @@ class Summary(Record):
     kind: Literal["calibration", "evaluation"]
     model: ModelIdentity
     layout: LayoutSummary
+    rendering: Rendering = Rendering()
     prompts: dict[PromptLabel, PromptSetIdentity]
     judge: JudgeIdentity
     refusal_tokens: tuple[RefusalToken, ...] = ()
@@ -288,8 +304,9 @@ class ExportRecord(Record):
     gate: Gate
     judge: JudgeIdentity
     layout: LayoutSummary
-    logit_difference: float
-    """Largest next-token logit difference between the reloaded export and the measured model."""
+    logit_difference: float | None
+    """Largest next-token logit difference between the reloaded export and the measured model; null where the export
+    was written shard by shard and not loaded."""
     identical_answers: int
     """Greedy answers (up to 32 tokens) of the reloaded export that equal those of the measured model."""
     checked_prompts: int

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterable
 
-from demur.records import DirectionCard, LayoutSummary, ModelIdentity, OperatingPoint, Provenance, Summary
+from demur.records import DirectionCard, LayoutSummary, ModelIdentity, OperatingPoint, Provenance, Rendering, Summary
 from demur.reports._format import number, token
 from demur.reports._records import RunRecords
 from demur.reports._tables import Cell, CellKind, Table
@@ -11,6 +11,7 @@ from demur.reports._tables import Cell, CellKind, Table
 _LAYOUT_WORDS = {
     "exact": "exact: the edit can be folded into the weights without a difference",
     "exact_after_untying": "exact once the tied embedding is stored twice",
+    "runtime_only": "the weights are quantised: the edit works at run time and cannot be exported",
     "removed_not_identical": "the direction is removed, but the folded weights differ from the runtime edit",
 }
 
@@ -32,7 +33,7 @@ def missing_records(run: RunRecords) -> list[str]:
 def provenance_tables(summary: Summary) -> tuple[Table, ...]:
     """Model, prompts, judge, tokens, directions, operating point, versions."""
     tables = [
-        _model_table(summary.model, summary.layout),
+        _model_table(summary.model, summary.layout, summary.rendering),
         _prompt_table(summary),
         _measuring_table(summary),
     ]
@@ -55,7 +56,15 @@ def _pairs(caption: str, pairs: Iterable[tuple[str, str, CellKind]]) -> Table:
     )
 
 
-def _model_table(model: ModelIdentity, layout: LayoutSummary) -> Table:
+def _rendering_words(rendering: Rendering) -> str:
+    parts = ["no system prompt" if rendering.system is None else f"system prompt {rendering.system!r}"]
+    parts += [f"{name} = {value}" for name, value in rendering.options.items()]
+    if rendering.response_prefix:
+        parts.append(f"answers begin after {rendering.response_prefix!r}")
+    return "; ".join(parts)
+
+
+def _model_table(model: ModelIdentity, layout: LayoutSummary, rendering: Rendering) -> Table:
     return _pairs(
         "Model",
         (
@@ -65,6 +74,7 @@ def _model_table(model: ModelIdentity, layout: LayoutSummary) -> Table:
             ("Architecture", f"{model.architecture}, {model.n_layers} layers of width {model.d_model}", "text"),
             ("Parameters", f"{model.n_parameters:,} in {model.dtype}", "text"),
             ("Chat template sha256", model.chat_template_sha256, "code"),
+            ("Rendering", _rendering_words(rendering), "text"),
             ("Layout probe", _LAYOUT_WORDS[layout.verdict], "text"),
             ("Writers of the residual stream", str(layout.n_writers), "text"),
             ("Left along a random direction", f"{layout.probe_residual:.2g} of the unedited component", "text"),

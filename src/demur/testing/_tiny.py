@@ -7,28 +7,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from demur.models import ChatModel
+from demur.testing._families import tiny_class, tiny_config
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
-_SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "sliding_window": 8,
-}
 
 
 def tiny_tokenizer(*, chat_template: str = CHAT_TEMPLATE) -> Any:
@@ -61,25 +49,18 @@ def tiny_model(
             their trivial initial values.
         config: further values of the family's config class.
     """
-    cls = CONFIG_MAPPING[family]
-    known = {key: value for key, value in _SIZES.items() if _accepts(cls, key)}
-    settings = cls(**{**known, "vocab_size": 259, **config})
+    settings = tiny_config(family, **config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 (inside a fork: the caller's stream is not touched)
-        model = AutoModelForCausalLM.from_config(settings).to(dtype).eval()
+        drawn = tiny_class(family).from_config(settings)
+        with torch.random.fork_rng(devices=[]):
+            # Built anew, so that what the model computes from its config has the precision of `dtype` too.
+            model = tiny_class(family).from_config(settings, dtype=dtype).eval()
+        model.load_state_dict(drawn.state_dict())
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * scale)
     return model
-
-
-def _accepts(config_class: Any, key: str) -> bool:
-    """Whether a config class knows `key` and stores it; some compute it from others and have no setter.
-
-    A config takes any key, known or not, and a window that a model does not know still cuts its generation cache.
-    """
-    attribute = getattr(config_class, key, None)
-    return hasattr(config_class(), key) and (not isinstance(attribute, property) or attribute.fset is not None)
 
 
 def tiny_chat_model(
