@@ -492,3 +492,12 @@ def test_the_operating_point_of_a_fabricated_run_is_its_direction(runs):
     assert intervention.fingerprint == point.fingerprint
     assert {label: summary.prompts[label].splits["test"] for label in LABELS} == dict.fromkeys(LABELS, N)
     assert Path(chat.name).is_dir()
+
+
+def test_the_command_says_what_a_norm_after_the_write_means(runs, in_process, tmp_path, capsys):
+    from demur.cli import main
+
+    _, run, _ = runs("gemma2")
+    edited(run / "summary.json", lambda record: record["layout"].update(verdict="removed_not_identical"))
+    assert main(["export", str(run), "--format", "merged", "--to", str(tmp_path / "out"), "--low-memory"]) == 0
+    assert "are not the same as removing it at run time" in " ".join(capsys.readouterr().err.split())

@@ -12,7 +12,7 @@ import typer
 
 from demur.cli._console import Out
 from demur.errors import InputError
-from demur.records import Summary
+from demur.records import RunFolder, Summary
 from demur.reports import write_reports
 
 if TYPE_CHECKING:
@@ -220,6 +220,13 @@ def export(
     from demur.calibration import export as run_export
 
     out = Out(as_json=as_json)
+    layout = RunFolder(run).read_summary().layout
+    if layout.verdict == "removed_not_identical":
+        out.note(
+            "this model has a norm after its writes: the exported weights remove the direction exactly, but are not "
+            f"the same as removing it at run time (logits differ by up to {layout.fold_difference:.2g}). What was "
+            "measured, and what the gate decided on, is the exported form."
+        )
     record = run_export(run, form=form.value, to=to, low_memory=low_memory)
     check = "Not reloaded."
     if record.logit_difference is not None:
