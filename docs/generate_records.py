@@ -14,6 +14,8 @@ FILES = {
     "completions.jsonl": records.CompletionRecord,
     "projections.json": records.ProjectionRecord,
     "mechanism.json": records.Mechanism,
+    "demur inspect --json": records.Inspection,
+    "demur judge --json": records.JudgeQuality,
     "demur.json (in an exported folder)": records.ExportRecord,
 }
 

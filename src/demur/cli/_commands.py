@@ -220,8 +220,9 @@ def export(
     from demur.calibration import export as run_export
 
     out = Out(as_json=as_json)
-    layout = RunFolder(run).read_summary().layout
-    if layout.verdict == "removed_not_identical":
+    folder = RunFolder(run)
+    layout = folder.read_summary().layout if folder.summary.exists() else None
+    if layout is not None and layout.verdict == "removed_not_identical":
         out.note(
             "this model has a norm after its writes: the exported weights remove the direction exactly, but are not "
             f"the same as removing it at run time (logits differ by up to {layout.fold_difference:.2g}). What was "
@@ -318,6 +319,23 @@ def select(
             "kl_score": chosen.kl_score,
         }
     )
+    return 0
+
+
+@app.command()
+def judge(
+    labels: Annotated[
+        Path, typer.Option("--labels", metavar="FILE", help="JSON Lines with prompt, completion, human_label, model.")
+    ],
+    as_json: Json = False,
+) -> int:
+    """Measure the phrase judge on answers that people have labelled."""
+    from demur.evaluation import PhraseJudge, measure_judge, read_labels
+
+    out = Out(as_json=as_json)
+    quality = measure_judge(PhraseJudge(), read_labels(labels))
+    out.judge_quality(quality)
+    out.json(quality.model_dump(mode="json", by_alias=True))
     return 0
 
 

@@ -14,8 +14,9 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
-from demur.records import Inspection, Summary
+from demur.records import Inspection, JudgeQuality, Summary
 from demur.reports import summary_table
+from demur.types import Verdict
 
 _DECISION_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 
@@ -108,6 +109,31 @@ class Out:
         """A progress display on stderr."""
         return ConsoleProgress(self.errors)
 
+    def judge_quality(self, quality: JudgeQuality) -> None:
+        """Confusion matrix, and agreement in all and per model."""
+        verdicts: tuple[Verdict, ...] = ("full_refusal", "partial_refusal", "full_compliance", "unjudged")
+        matrix = Table(show_edge=False, pad_edge=False)
+        for heading in ("people say, judge says", *verdicts):
+            matrix.add_column(heading.replace("_", " "))
+        for label, row in quality.confusion.items():
+            matrix.add_row(label.replace("_", " "), *(str(row.get(verdict, 0)) for verdict in verdicts))
+        self.results.print(matrix)
+        table = Table(show_edge=False, pad_edge=False)
+        headings = ("answers of", "n", "unjudged", "kappa any refusal", "kappa three-way", "refused: people", "judge")
+        for heading in headings:
+            table.add_column(heading)
+        for name, one in (("all", quality), *quality.per_model.items()):
+            table.add_row(
+                escape(name),
+                str(one.n),
+                str(one.unjudged),
+                _with_interval(one.kappa_any_refusal, one.kappa_any_refusal_interval),
+                _with_interval(one.kappa_three_way, one.kappa_three_way_interval),
+                f"{one.refused_by_human:.1%}",
+                "-" if one.refused_by_judge is None else f"{one.refused_by_judge:.1%}",
+            )
+        self.results.print(table)
+
     def inspection(self, inspection: Inspection) -> None:
         """Writers, proof, template and verdict of one model."""
         self.say(f"{inspection.model}: {inspection.architecture} {inspection.dtype}")
@@ -132,6 +158,12 @@ class Out:
             if decision != "pass":
                 for reason in summary.gate.reasons:
                     self.say(f"  - {reason}")
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
+        return "-"
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _writer_table(inspection: Inspection) -> Table:

@@ -2,6 +2,7 @@
 
 from demur.evaluation._gate import LARGEST_MARGIN, decide_gate
 from demur.evaluation._judge import Judge, Judgement
+from demur.evaluation._judge_quality import LabelledAnswer, cohen_kappa, measure_judge, read_labels
 from demur.evaluation._measure import Completions, compare, mean_kl, metrics_of, next_token_logits, refusal_rate
 from demur.evaluation._phrase_judge import PhraseJudge
 from demur.evaluation._refusal_score import discover_refusal_tokens, kl_divergences, refusal_scores
@@ -13,10 +14,12 @@ __all__ = [
     "Completions",
     "Judge",
     "Judgement",
+    "LabelledAnswer",
     "PhraseJudge",
     "Runner",
     "bootstrap_mean",
     "clopper_pearson",
+    "cohen_kappa",
     "compare",
     "contains_answer",
     "decide_gate",
@@ -24,10 +27,12 @@ __all__ = [
     "is_refusal",
     "kl_divergences",
     "mean_kl",
+    "measure_judge",
     "metrics_of",
     "next_token_logits",
     "paired_comparison",
     "rate",
+    "read_labels",
     "refusal_rate",
     "refusal_scores",
     "tango_interval",

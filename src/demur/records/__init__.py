@@ -10,6 +10,7 @@ from demur.records._inspection import (
     TemplateRecord,
     WriterRecord,
 )
+from demur.records._judge_quality import Agreement, JudgeQuality
 from demur.records._run import (
     BASE_MODEL,
     CALIBRATED_MODEL,
@@ -61,6 +62,7 @@ __all__ = [
     "BASE_MODEL",
     "CALIBRATED_MODEL",
     "SUMMARY_SCHEMA",
+    "Agreement",
     "BeforeAfter",
     "CandidateScores",
     "Candidates",
@@ -77,6 +79,7 @@ __all__ = [
     "Inspection",
     "JsonLines",
     "JudgeIdentity",
+    "JudgeQuality",
     "LambdaBaseline",
     "LambdaPoint",
     "LayoutSummary",
