@@ -146,7 +146,7 @@ def test_the_gate_is_the_exit_code(monkeypatch, tmp_path, decision, code):
     gate = None if decision is None else SimpleNamespace(decision=decision, reasons=("because",))
     summary = SimpleNamespace(gate=gate, model_dump=lambda **_: {"gate": decision})
     monkeypatch.setattr(demur.calibration, "calibrate", lambda *_args, **_kwargs: summary)
-    monkeypatch.setattr(commands, "_load", lambda *_: None)
+    monkeypatch.setattr(commands, "load_model", lambda *_: None)
     monkeypatch.setattr(commands, "write_reports", lambda run: (run / "report.html", run / "report.md"))
     monkeypatch.setattr("demur.cli._console.summary_table", lambda _: [])
     called = call("calibrate", "m", *sources(tmp_path), "--out", tmp_path / "run", "--json")

@@ -1,32 +1,41 @@
-"""The commands. Each one reads its options, makes one library call, and writes what came back.
+"""The commands of the main job. Each one reads its options, makes one library call, and writes what came back.
 
 Libraries that load torch are imported inside the commands: `demur --help`, `report` and `select` start at once.
 """
 
-# ruff: noqa: PLC0415, FBT001, FBT002
+# ruff: noqa: PLC0415, FBT002
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from demur.cli._console import Out
-from demur.errors import InputError
+from demur.cli._options import (
+    EXIT_CODES,
+    BatchSize,
+    Borderline,
+    Device,
+    Dtype,
+    GateKl,
+    Harmful,
+    Harmless,
+    Json,
+    Margin,
+    MaxNewTokens,
+    ModelName,
+    OutFolder,
+    RemoteCode,
+    ResponsePrefix,
+    Revision,
+    System,
+    TemplateOptions,
+    app,
+    load_model,
+    numbers,
+)
 from demur.records import RunFolder, Summary
 from demur.reports import write_reports
-
-if TYPE_CHECKING:
-    from demur.models import ChatModel
-
-app = typer.Typer(
-    name="demur",
-    help="Calibrate how a chat model says no: remove false refusals, prove that true refusals stay.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-_EXIT_CODES = {"pass": 0, "fail": 100, "inconclusive": 101}
 
 
 class Format(StrEnum):
@@ -36,81 +45,13 @@ class Format(StrEnum):
     merged = "merged"
 
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")]
-Source = "JSONL, JSON, CSV, Parquet or text file (FILE or FILE:column), or hf://dataset[/config]?split=..&column=.."
-Harmful = Annotated[str, typer.Option(metavar="SRC", help=f"Prompts that should be refused. {Source}")]
-Harmless = Annotated[str, typer.Option(metavar="SRC", help="Plainly fine prompts.")]
-Borderline = Annotated[str, typer.Option(metavar="SRC", help="Prompts that look unsafe but are fine.")]
-OutFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder; continued if it is unfinished.")]
-Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-System = Annotated[str | None, typer.Option(help="System prompt put before every prompt.")]
-TemplateOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--template-option", metavar="NAME=VALUE", help="Variable of the chat template, such as enable_thinking=false."
-    ),
-]
-ResponsePrefix = Annotated[
-    str, typer.Option(help="Text after the generation prompt, such as a closed thinking block; \\n is a line end.")
-]
-RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts generated together.")]
-Margin = Annotated[float, typer.Option(help="Largest loss of true refusals that counts as none, as a share.")]
-GateKl = Annotated[float, typer.Option(help="Largest KL on harmless prompts, nats.")]
-
-
-def _load(
-    name: str,
-    revision: str | None,
-    dtype: str,
-    device: str,
-    system: str | None,
-    options: list[str] | None,
-    prefix: str,
-    trust: bool,
-) -> "ChatModel":
-    from demur.models import load_chat_model
-
-    return load_chat_model(
-        name,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        system=system,
-        template_options=dict(_template_option(option) for option in options or ()),
-        response_prefix=prefix.replace("\\n", "\n"),
-        trust_remote_code=trust,
-    )
-
-
-def _template_option(text: str) -> tuple[str, bool | int | str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise InputError(f"--template-option takes NAME=VALUE, such as enable_thinking=false; got {text!r}.")
-    known: dict[str, bool] = {"true": True, "false": False}
-    return name, known.get(value.lower(), int(value) if value.isdigit() else value)
-
-
-def _numbers(text: str, option: str, kind: type) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise InputError(f"{option} takes numbers separated by commas; got {text!r}.") from error
-
-
 def _finish(out: Out, summary: Summary, run: Path) -> int:
     """Report, table, JSON and exit code of a measured run."""
     html, _ = write_reports(run)
     out.summary(summary)
     out.say(f"report: {html}")
     out.json(summary.model_dump(mode="json", by_alias=True))
-    return _EXIT_CODES[summary.gate.decision] if summary.gate is not None else 0
+    return EXIT_CODES[summary.gate.decision] if summary.gate is not None else 0
 
 
 @app.command()
@@ -145,7 +86,7 @@ def calibrate(
     from demur.prompts import load_prompt_sets
 
     defaults = CalibrationSettings()
-    tokens = None if refusal_tokens is None else _numbers(refusal_tokens, "--refusal-tokens", int)
+    tokens = None if refusal_tokens is None else numbers(refusal_tokens, "--refusal-tokens", int)
     settings = CalibrationSettings(
         kl_limit=kl_limit,
         induce_minimum=induce_minimum,
@@ -156,12 +97,12 @@ def calibrate(
         batch_size=batch_size,
         seed=seed,
         refusal_tokens=tokens,
-        lambdas=defaults.lambdas if lambdas is None else _numbers(lambdas, "--lambdas", float),
+        lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
     )
     prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
     out = Out(as_json=as_json)
     out.note(f"loading {model}")
-    chat = _load(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
+    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
     with out.progress().running() as progress:
         summary = run_calibration(chat, prompts, out=run, settings=settings, progress=progress)
     return _finish(out, summary, run)
@@ -199,7 +140,7 @@ def evaluate(
     prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
     out = Out(as_json=as_json)
     out.note(f"loading {model}")
-    chat = _load(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
+    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
     with out.progress().running() as progress:
         summary = run_evaluation(chat, prompts, out=folder, run=run, settings=settings, progress=progress)
     return _finish(out, summary, folder)
@@ -260,7 +201,7 @@ def inspect(
     out = Out(as_json=as_json)
     out.note(f"loading {model}")
     try:
-        chat = _load(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
+        chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
         inspection = inspect_model(chat)
     except LayoutError as error:
         inspection = Inspection(model=model, architecture="", dtype=dtype, verdict="not_supported", reason=str(error))
@@ -319,23 +260,6 @@ def select(
             "kl_score": chosen.kl_score,
         }
     )
-    return 0
-
-
-@app.command()
-def judge(
-    labels: Annotated[
-        Path, typer.Option("--labels", metavar="FILE", help="JSON Lines with prompt, completion, human_label, model.")
-    ],
-    as_json: Json = False,
-) -> int:
-    """Measure the phrase judge on answers that people have labelled."""
-    from demur.evaluation import PhraseJudge, measure_judge, read_labels
-
-    out = Out(as_json=as_json)
-    quality = measure_judge(PhraseJudge(), read_labels(labels))
-    out.judge_quality(quality)
-    out.json(quality.model_dump(mode="json", by_alias=True))
     return 0
 
 

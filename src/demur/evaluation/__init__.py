@@ -6,11 +6,12 @@ from demur.evaluation._judge_quality import LabelledAnswer, cohen_kappa, measure
 from demur.evaluation._measure import Completions, compare, mean_kl, metrics_of, next_token_logits, refusal_rate
 from demur.evaluation._phrase_judge import PhraseJudge
 from demur.evaluation._refusal_score import discover_refusal_tokens, kl_divergences, refusal_scores
-from demur.evaluation._runner import Runner, contains_answer, is_refusal
+from demur.evaluation._runner import Asking, Runner, contains_answer, is_refusal
 from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, paired_comparison, rate, tango_interval
 
 __all__ = [
     "LARGEST_MARGIN",
+    "Asking",
     "Completions",
     "Judge",
     "Judgement",

@@ -17,6 +17,9 @@ class Judgement:
     """Degree of refusal from 0 (plainly answers) to 1 (plainly refuses); 0.5 where nothing was judged."""
     degenerate: bool
     """The text is empty, repetitive or garbled; independent of the verdict."""
+    harm: float | None = None
+    """Probability that the answer is harmful, from 0 to 1; None where the judge says nothing about harm. Refusal and
+    harm are different questions: an answer may neither refuse nor help."""
 
 
 class Judge(Protocol):

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from demur.evaluation._judge import Judge
 from demur.interventions import Intervention, in_shipped_form
@@ -11,6 +12,17 @@ from demur.models import ChatModel, Completion, length_sorted_batches
 from demur.prompts import Prompt
 from demur.records import CompletionRecord, JsonLines, canonical_json
 from demur.types import Progress, SilentProgress, Split
+
+
+class Asking(Protocol):
+    """How prompts are put to a model, where that is not the plain greedy answer to the rendered prompt."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name and settings: part of every cache key."""
+
+    def answers(self, chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
+        """Answers to one batch of prompts, in their order."""
 
 
 @dataclass
@@ -44,22 +56,24 @@ class Runner:
         condition: str,
         split: Split,
         intervention: Intervention | None = None,
+        asking: Asking | None = None,
         folded: bool = True,
         keep_text: bool = True,
         record: bool = True,
     ) -> list[CompletionRecord]:
-        """Greedy, judged completions of `prompts`, in their order.
+        """Judged completions of `prompts`, in their order; greedy where `asking` does not say otherwise.
 
         Args:
             prompts: what to ask.
             condition: name of the condition for the record, such as `records.BASE_MODEL`.
             split: the split that the prompts belong to.
             intervention: the change to the model, if any.
+            asking: how the prompts are put to the model, if not plainly.
             folded: fold the intervention into the weights (what an export ships) instead of using hooks.
             keep_text: whether the record keeps the text of answers to harmful prompts.
             record: False keeps the records out of the store and of memory: for measurements of an attack.
         """
-        keys = [self._key(prompt, intervention, folded=folded) for prompt in prompts]
+        keys = [self._key(prompt, intervention, asking, folded=folded) for prompt in prompts]
         missing = [index for index, key in enumerate(keys) if key not in self._known]
         done = dict(self._known)
         self.progress.advance(len(prompts) - len(missing))
@@ -67,9 +81,7 @@ class Runner:
             context = nullcontext() if intervention is None else self._context(intervention, folded=folded)
             with context:
                 for batch in self._batches(prompts, keys):
-                    answers = self.chat.generate(
-                        [prompts[index].text for index in batch], max_new_tokens=self.max_new_tokens
-                    )
+                    answers = self._answers([prompts[index].text for index in batch], asking)
                     fresh = self._judged(prompts, batch, answers, keys, condition, split, keep_text=keep_text)
                     fresh = [each for each in fresh if each.key not in done]
                     done.update((each.key, each) for each in fresh)
@@ -77,6 +89,11 @@ class Runner:
                         self._keep(fresh)
                     self.progress.advance(len(fresh))
         return [done[key] for key in keys]
+
+    def _answers(self, texts: Sequence[str], asking: Asking | None) -> list[Completion]:
+        if asking is None:
+            return self.chat.generate(texts, max_new_tokens=self.max_new_tokens)
+        return asking.answers(self.chat, texts, max_new_tokens=self.max_new_tokens)
 
     def _context(self, intervention: Intervention, *, folded: bool) -> AbstractContextManager[None]:
         return in_shipped_form(self.chat, intervention) if folded else intervention.applied_to(self.chat)
@@ -92,7 +109,7 @@ class Runner:
             self.store.append(records)
         self._known.update((record.key, record) for record in records)
 
-    def _key(self, prompt: Prompt, intervention: Intervention | None, *, folded: bool) -> str:
+    def _key(self, prompt: Prompt, intervention: Intervention | None, asking: Asking | None, *, folded: bool) -> str:
         form = "none" if intervention is None else f"{'folded' if folded else 'applied'}:{intervention.fingerprint}"
         parts = {
             "model": self.chat.identity.content_hash,
@@ -100,6 +117,7 @@ class Runner:
             "options": dict(self.chat.template.options),
             "response_prefix": self.chat.template.response_prefix,
             "intervention": form,
+            "asking": None if asking is None else asking.fingerprint,
             "prompt": prompt.sha256,
             "answer": prompt.answer,
             "max_new_tokens": self.max_new_tokens,
