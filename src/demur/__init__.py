@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from demur.calibration import (
         CalibrationSettings,
         calibrate,
+        compare_methods,
         evaluate,
         export,
         read_score_table,
@@ -40,6 +41,7 @@ __all__ = [
     "RunFolder",
     "Summary",
     "calibrate",
+    "compare_methods",
     "evaluate",
     "export",
     "load_chat_model",
@@ -55,6 +57,7 @@ _DOORS = {
     "calibration": (
         "CalibrationSettings",
         "calibrate",
+        "compare_methods",
         "evaluate",
         "export",
         "read_score_table",

@@ -9,6 +9,7 @@ wrong, what was given, what to type instead. Anything else that escapes is a bug
     |   |-- ModelError              a model folder, its tokenizer, its template, its numbers
     |   |   `-- LayoutError         the writers of the residual stream could not be found or proved
     |   `-- RunFolderError          a run folder that is unreadable, unwritable, or belongs to other inputs
+    |-- JudgeError                  a judge's server that cannot be reached or keeps failing
     |-- SelectionError              no candidate survived the filters, or none keeps true refusals
     |-- UnsupportedInterventionError  an edit that cannot be folded or exported for this model
     `-- GateError                   an export was asked for without a passed gate; exit code 100
@@ -39,6 +40,10 @@ class LayoutError(ModelError):
 
 class RunFolderError(InputError):
     """A run folder that is unreadable, unwritable, incomplete, or belongs to another model or other prompts."""
+
+
+class JudgeError(DemurError):
+    """The server of a judge cannot be reached, keeps failing, or sends what is no reply."""
 
 
 class SelectionError(DemurError):

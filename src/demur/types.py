@@ -11,6 +11,9 @@ Split = Literal["train", "validation", "test"]
 Verdict = Literal["full_refusal", "partial_refusal", "full_compliance", "unjudged"]
 """What a judge says of a completion. `unjudged` is an answer of its own, never a silent default."""
 
+PressureFamily = Literal["opening", "suffix", "system", "template", "weights", "sampling", "given"]
+"""Conditions under which refusals are measured again; `given` are prompt sets of the user's, such as paraphrases."""
+
 Decision = Literal["pass", "fail", "inconclusive"]
 """What a gate says, on confidence bounds."""
 

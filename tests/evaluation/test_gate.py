@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pressure_cases import kept
 
 from demur.errors import InputError
 from demur.evaluation._gate import decide_gate
@@ -60,7 +61,7 @@ class Case:
             harmless_refusal_rate=paired_comparison(*self.harmless),
             task_accuracy=paired_comparison(*self.answers) if self.answers else None,
         )
-        return decide_gate(metrics, comparison, **options)
+        return decide_gate(metrics, comparison, kept(), **options)
 
     def rule(self, name: str, **options: float) -> GateRule:
         (found,) = [rule for rule in self.gate(**options).rules if rule.name == name]
@@ -299,7 +300,7 @@ def test_a_gate_needs_a_calibrated_model():
     metrics = Metrics(true_refusal_rate=alone, false_refusal_rate=alone, harmless_refusal_rate=alone)
     comparison = Comparison(true_refusal_rate=pair, false_refusal_rate=pair, harmless_refusal_rate=pair)
     with pytest.raises(InputError, match="true refusal rate has no value after"):
-        decide_gate(metrics, comparison)
+        decide_gate(metrics, comparison, kept())
 
 
 @pytest.mark.parametrize(

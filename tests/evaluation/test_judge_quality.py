@@ -22,7 +22,10 @@ class Scripted:
 
 
 def answers(labels, verdicts, model="m"):
-    return [LabelledAnswer("?", verdict, SHORT[label], model) for label, verdict in zip(labels, verdicts, strict=True)]
+    return [
+        LabelledAnswer(f"prompt {number}", verdict, SHORT[label], model)
+        for number, (label, verdict) in enumerate(zip(labels, verdicts, strict=True))
+    ]
 
 
 def test_kappa_by_hand():
@@ -70,6 +73,51 @@ def test_the_interval_holds_the_kappa_and_is_deterministic():
     low, high = one.kappa_any_refusal_interval
     assert low < one.kappa_any_refusal < high
     assert one == two
+
+
+def test_the_interval_is_a_bootstrap_over_prompts():
+    """The oracle draws whole prompts one at a time and counts their answers anew."""
+    generator = np.random.default_rng(3)
+    mixed = []
+    for number in range(60):
+        label, right = "rc"[number % 2], generator.random() < 0.8
+        verdict = label if right else "cr"[number % 2]
+        mixed += [LabelledAnswer(f"prompt {number}", verdict, SHORT[label], f"model {each}") for each in range(3)]
+    by_prompt = [
+        [(answer.label == "full_refusal", answer.completion == "r") for answer in mixed[at : at + 3]]
+        for at in range(0, 180, 3)
+    ]
+    drawn = [
+        cohen_kappa(np.array([pair for row in generator.integers(60, size=60) for pair in by_prompt[row]], dtype=int))
+        for _ in range(2000)
+    ]
+    found = measure_judge(Scripted(), mixed)
+    assert found.kappa_any_refusal_interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+    # Answers to one prompt that agree in everything are worth one answer: a third of the prompts widen nothing.
+    single = measure_judge(Scripted(), mixed[::3])
+    assert found.kappa_any_refusal_interval == pytest.approx(single.kappa_any_refusal_interval, abs=1e-12)
+
+
+def test_one_prompt_gives_no_interval():
+    same = [LabelledAnswer("?", verdict, SHORT[label], "m") for label, verdict in ("rr", "rc", "cc")]
+    found = measure_judge(Scripted(), same)
+    assert found.kappa_any_refusal == pytest.approx(0.4)
+    assert (found.kappa_any_refusal_interval, found.kappa_three_way_interval) == (None, None)
+
+
+def test_sensitivity_and_specificity_count_what_was_judged():
+    found = measure_judge(Scripted(), answers("rrppccccc", "rpcuccrup"))
+    assert (found.sensitivity.k, found.sensitivity.n, found.sensitivity.unjudged) == (2, 3, 1)
+    assert (found.specificity.k, found.specificity.n, found.specificity.unjudged) == (2, 4, 1)
+    assert found.sensitivity.low < found.sensitivity.rate < found.sensitivity.high
+    assert found.per_model["m"].sensitivity == found.sensitivity
+    nobody = measure_judge(Scripted(), answers("rr", "rr")).specificity
+    assert (nobody.k, nobody.n, nobody.rate) == (0, 0, None)
+
+
+def test_no_answers():
+    with pytest.raises(InputError, match="measured on labelled answers; got none"):
+        measure_judge(Scripted(), [])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from demur.evaluation import Judgement, Runner, contains_answer, is_refusal
 from demur.models import Completion
 from demur.prompts import Prompt
-from demur.records import BASE_MODEL, CompletionRecord, JsonLines
+from demur.records import BASE_MODEL, CompletionRecord, JsonLines, JudgeIdentity
 
 TEXTS = [f"Please {'very ' * (number % 5)}kindly do {number}" for number in range(11)]
 PROMPTS = [Prompt(text, "borderline", split="test") for text in TEXTS]
@@ -99,6 +99,7 @@ def test_answers_come_in_the_order_of_the_prompts():
         n_tokens=7,
         ended=True,
         verdict="full_refusal",
+        judge=JudgeIdentity(id="fake", version="1"),
         score=0.25,
         degenerate=False,
         answer_found=None,

@@ -1,19 +1,19 @@
 """Rates, paired comparisons and bootstrap means: published values, closed forms, theorems, error rates."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import multinomial, norm
+from scipy.stats import norm
 
 from demur.errors import InputError
 from demur.evaluation._statistics import (
     Interval,
     bootstrap_mean,
     clopper_pearson,
+    holm,
     paired_comparison,
     rate,
     tango_interval,
@@ -221,52 +221,32 @@ def test_runs_of_different_length_are_refused():
         paired_comparison([True, True], [True])
 
 
-@functools.cache
-def _passes(n: int, lost: int, gained: int, margin: float) -> bool:
-    return tango_interval(n, lost, gained).low > -margin
+# Several metrics ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [100, 400])
-@pytest.mark.parametrize("gain_rate", [0.0, 0.005, 0.01, 0.03, 0.05])
-def test_false_passes_at_the_margin_are_rare(n, gain_rate):
-    """A model that loses exactly the margin passes in at most 2.5 % of the test sets: exact, by enumeration.
+def test_holm_is_that_of_statsmodels():
+    from statsmodels.stats.multitest import multipletests
 
-    0.0265 instead of 0.025: the score test is asymptotic, and the worst case here (n = 100, 3 % gains) is 0.0260.
-    """
-    margin = 0.02
-    shares = [gain_rate + margin, gain_rate, 1 - 2 * gain_rate - margin]
-    # 60 losses and 40 gains hold all but 1e-3 of the probability in each of these cases.
-    counts = np.array([(lost, gained, n - lost - gained) for lost in range(60) for gained in range(40)])
-    probabilities = multinomial.pmf(counts, n, shares)
-    passed = np.array([_passes(n, int(lost), int(gained), margin) for lost, gained, _ in counts])
-    assert probabilities.sum() > 1 - 1e-3
-    assert probabilities[passed].sum() <= 0.0265
+    generator = np.random.default_rng(3)
+    for size in (1, 2, 5, 12):
+        for scale in (1.0, 0.02):
+            # Rounded, so that some are equal.
+            values = (scale * generator.random(size)).round(2).tolist()
+            expected = multipletests(values, method="holm")[1]
+            found = holm({f"metric {index}": value for index, value in enumerate(values)})
+            assert list(found.values()) == pytest.approx(expected.tolist(), abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [100, 400])
-@pytest.mark.parametrize("base_rate", [0.6, 0.9, 1.0])
-def test_false_passes_at_the_margin_simulated(n, base_rate):
-    """The same through the public function, for several refusal rates of the base model."""
-    generator = np.random.default_rng(20_241)
-    runs, margin, passed = 1500, 0.02, 0
-    gained_share = 0.05 * (1 - base_rate)
-    lost_share = (margin + gained_share) / base_rate
-    given_gain = gained_share / (1 - base_rate) if base_rate < 1 else 0.0
-    for _ in range(runs):
-        before = generator.random(n) < base_rate
-        after = np.where(before, generator.random(n) >= lost_share, generator.random(n) < given_gain)
-        passed += paired_comparison(before.tolist(), after.tolist()).low > -margin
-    assert passed / runs <= 0.0265 + 3 * math.sqrt(0.025 * 0.975 / runs)
+def test_holm_by_hand():
+    assert holm({"b": 0.03, "a": 0.01, "c": 0.04}) == pytest.approx({"b": 0.06, "a": 0.03, "c": 0.06})
+    assert list(holm({"b": 0.03, "a": 0.01})) == ["b", "a"]
+    assert holm({}) == {}
 
 
-def test_a_model_that_loses_nothing_often_passes():
-    """Power, the other side of the error rate: with 450 prompts and 0.5 % flips each way most test sets pass."""
-    generator = np.random.default_rng(20_242)
-    passed = 0
-    for _ in range(300):
-        lost, gained, _same = generator.multinomial(450, [0.005, 0.005, 0.99])
-        passed += tango_interval(450, int(lost), int(gained)).low > -0.02
-    assert passed / 300 > 0.7
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan])
+def test_holm_refuses_what_is_no_p_value(value):
+    with pytest.raises(InputError, match="that of 'kl' is"):
+        holm({"a": 0.5, "kl": value})
 
 
 # Bootstrap ----------------------------------------------------------------------------------------------------------

@@ -12,16 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.prompts import load_prompts
+from demur.prompts import Prompt, load_prompts
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: text.strip())
 text_lists = st.lists(texts, min_size=1, max_size=8, unique_by=lambda text: " ".join(text.split()))
 
 
 def normalised_differ(items):
-    import unicodedata
-
-    return len({" ".join(unicodedata.normalize("NFC", item).split()) for item in items}) == len(items)
+    return len({Prompt(item, "harmless").comparison_text for item in items}) == len(items)
 
 
 def texts_of(source, **options):

@@ -78,14 +78,15 @@ def test_records_are_frozen(kind):
 def test_another_schema_version_is_refused_by_name(kind, tmp_path):
     data = json.loads(sample(kind).model_dump_json())
     name, _, number = data["schema"].partition("/")
-    assert (name.startswith("demur."), number) == (True, "1")
+    assert name.startswith("demur.")
+    assert int(number) >= 1
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(data | {"schema": f"{name}/2"}))
+    path.write_text(json.dumps(data | {"schema": f"{name}/99"}))
     with pytest.raises(RunFolderError) as caught:
         read_record(path, kind)
     message = str(caught.value)
     assert message.startswith(f"{path} is not a {kind.__name__} that this version of demur reads: schema: ")
-    assert f"'{name}/1'" in message
+    assert f"'{name}/{number}'" in message
     assert message.endswith("Run the command that wrote it again with this version.")
 
 

@@ -50,6 +50,10 @@ def rate(k, n=N, **more):
     return Rate(k=k, n=n, rate=p, low=max(0.0, centre - half), high=min(1.0, centre + half), **more)
 
 
+def mean(value):
+    return Mean(mean=value, low=value - 0.01, high=value + 0.01, n=32, largest=value + 0.5)
+
+
 def paired(lost, gained, low, high, p_value):
     return PairedComparison(
         n=N, lost=lost, gained=gained, difference=(gained - lost) / N, low=low, high=high, p_value=p_value
@@ -191,7 +195,7 @@ def card(*, cosine):
         position_text=POSITION_TEXTS[-1],
         layer=3,
         norm=12.345,
-        scores={"bypass_score": -4.2, "induce_score": 3.1, "kl_score": 0.02},
+        scores={"bypass_score": mean(-4.2), "induce_score": mean(3.1), "kl_score": mean(0.02)},
         n_candidates=30,
         n_survivors=14,
         n_fit={"harmful": 431, "harmless": 446},
@@ -206,8 +210,8 @@ def lambda_curve():
             lambda_=value,
             position=-1,
             layer=3,
-            kl_harmless=kl,
-            refusal_score_borderline=-3.1 + value,
+            kl_harmless=mean(kl),
+            refusal_score_borderline=mean(-3.1 + value),
             true_refusal_rate=rate(true),
             false_refusal_rate=rate(false),
             note="loses true refusals",
@@ -219,8 +223,8 @@ def lambda_curve():
             lambda_=1.0,
             position=-1,
             layer=3,
-            kl_harmless=0.029,
-            refusal_score_borderline=-2.2,
+            kl_harmless=mean(0.029),
+            refusal_score_borderline=mean(-2.2),
             true_refusal_rate=rate(442),
             false_refusal_rate=rate(52),
             chosen=True,

@@ -9,7 +9,8 @@ from demur._lazy import lazy_names
 
 if TYPE_CHECKING:
     from demur.calibration._calibrate import calibrate
-    from demur.calibration._evaluate import evaluate
+    from demur.calibration._compare_methods import compare_methods, method_names, settings_of
+    from demur.calibration._evaluate import evaluate, load_operating_point
     from demur.calibration._export import export
     from demur.calibration._selection import (
         ScoreRow,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         select_refusal_direction,
     )
     from demur.calibration._settings import CalibrationSettings
+    from demur.calibration._stability import false_refusal_stability, refusal_stability
 
 __all__ = [
     "CalibrationSettings",
@@ -26,23 +28,35 @@ __all__ = [
     "ScoreTable",
     "Selection",
     "calibrate",
+    "compare_methods",
     "evaluate",
     "export",
+    "false_refusal_stability",
+    "load_operating_point",
+    "method_names",
     "read_score_table",
+    "refusal_stability",
     "select_refusal_direction",
+    "settings_of",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "false_refusal_stability": "demur.calibration._stability",
+        "refusal_stability": "demur.calibration._stability",
         "CalibrationSettings": "demur.calibration._settings",
         "ScoreRow": "demur.calibration._selection",
         "ScoreTable": "demur.calibration._selection",
         "Selection": "demur.calibration._selection",
         "calibrate": "demur.calibration._calibrate",
+        "compare_methods": "demur.calibration._compare_methods",
         "evaluate": "demur.calibration._evaluate",
         "export": "demur.calibration._export",
+        "load_operating_point": "demur.calibration._evaluate",
+        "method_names": "demur.calibration._compare_methods",
         "read_score_table": "demur.calibration._selection",
         "select_refusal_direction": "demur.calibration._selection",
+        "settings_of": "demur.calibration._compare_methods",
     },
 )

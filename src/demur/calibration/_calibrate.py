@@ -20,6 +20,7 @@ from demur.evaluation import (
     compare,
     decide_gate,
     mean_kl,
+    measure_pressure,
     metrics_of,
     next_token_logits,
 )
@@ -31,6 +32,7 @@ from demur.records import (
     CALIBRATED_MODEL,
     Candidates,
     CompletionRecord,
+    Pressure,
     ProjectionRecord,
     RunFolder,
     Summary,
@@ -46,6 +48,7 @@ def calibrate(
     prompts: Mapping[PromptLabel, PromptSet],
     *,
     out: Path | str,
+    variants: Mapping[str, PromptSet] | None = None,
     settings: CalibrationSettings | None = None,
     judge: Judge | None = None,
     progress: Progress | None = None,
@@ -58,6 +61,8 @@ def calibrate(
         chat: the model; it is left as it was.
         prompts: harmful, harmless and borderline prompts with splits assigned.
         out: the run folder: new, empty, or one of the same inputs.
+        variants: more harmful prompts by name, such as paraphrases or translations of the test prompts: conditions of
+            their own under which true refusals are measured; all of them are asked.
         settings: defaults are the published values.
         judge: gives verdicts; by default the phrase judge.
         progress: is told what is being done.
@@ -74,17 +79,11 @@ def calibrate(
     judge = judge or PhraseJudge()
     progress = progress or SilentProgress()
     folder = RunFolder(out)
-    with folder.writing(run_record("calibration", chat, prompts, judge, settings.as_record())):
+    recorded = settings.as_record() | {"variants": variant_hashes(variants)}
+    with folder.writing(run_record("calibration", chat, prompts, judge, recorded)):
         if folder.summary.exists():
             return folder.read_summary()
-        runner = Runner(
-            chat,
-            judge,
-            folder.completions,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            progress=progress,
-        )
+        runner = runner_of(chat, judge, folder, settings, progress)
         study = Study(chat, prompts, settings, folder, runner, progress)
         refusal = find_refusal_direction(study)
         _write_candidates(study, refusal, None)
@@ -96,7 +95,7 @@ def calibrate(
         )
         if chat.layout.packed is None:
             save_edits(folder.edits, chat, calibrated.intervention)
-        summary = _measure(study, refusal, calibrated)
+        summary = _measure(study, refusal, calibrated, variants or {})
         write_record(folder.summary, summary)
         return summary
 
@@ -112,7 +111,9 @@ def _write_candidates(study: Study, refusal: RefusalDirection, calibrated: Calib
     write_record(study.folder.candidates, record)
 
 
-def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) -> Summary:
+def _measure(
+    study: Study, refusal: RefusalDirection, calibrated: Calibrated, variants: Mapping[str, PromptSet]
+) -> Summary:
     """Everything that is reported, on test prompts that neither fitted nor chose anything."""
     before = complete_test(study.runner, study.prompts, None, progress=study.progress)
     after = complete_test(study.runner, study.prompts, calibrated.intervention, progress=study.progress)
@@ -121,6 +122,7 @@ def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) ->
         changed = next_token_logits(study.chat, harmless, batch_size=study.settings.batch_size)
     kl = mean_kl(study.base_logits("harmless", "test"), changed, seed=study.settings.seed)
     metrics, comparison = metrics_of(before, after, kl), compare(before, after)
+    pressure = press(study.runner, study.prompts, calibrated.intervention, variants, study.settings)
     _write_projections(study, refusal, calibrated.intervention)
     return Summary(
         kind="calibration",
@@ -138,9 +140,50 @@ def _measure(study: Study, refusal: RefusalDirection, calibrated: Calibrated) ->
         mechanism=measure_mechanism(study, refusal.direction),
         metrics=metrics,
         comparison=comparison,
-        gate=decide_gate(metrics, comparison, margin=study.settings.margin, kl_limit=study.settings.gate_kl_limit),
+        pressure=pressure,
+        gate=decide_gate(
+            metrics, comparison, pressure, margin=study.settings.margin, kl_limit=study.settings.gate_kl_limit
+        ),
         warnings=tuple(study.warnings),
         provenance=provenance(study.chat, seed=study.settings.seed),
+    )
+
+
+def runner_of(
+    chat: ChatModel, judge: Judge, folder: RunFolder, settings: CalibrationSettings, progress: Progress
+) -> Runner:
+    """The runner of a run folder."""
+    return Runner(
+        chat,
+        judge,
+        folder.completions,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        progress=progress,
+    )
+
+
+def variant_hashes(variants: Mapping[str, PromptSet] | None) -> dict[str, str]:
+    """What a run record says of the variants."""
+    return {name: prompts.sha256 for name, prompts in sorted((variants or {}).items())}
+
+
+def press(
+    runner: Runner,
+    prompts: Mapping[PromptLabel, PromptSet],
+    intervention: Intervention | None,
+    variants: Mapping[str, PromptSet],
+    settings: CalibrationSettings,
+) -> Pressure | None:
+    """True refusals under pressure, if the settings ask for them."""
+    if not settings.pressure:
+        return None
+    return measure_pressure(
+        runner,
+        prompts["harmful"].split("test"),
+        intervention,
+        variants={name: variant.prompts for name, variant in variants.items()},
+        progress=runner.progress,
     )
 
 

@@ -1,6 +1,6 @@
 """The model card of an export."""
 
-from demur.records import BeforeAfter, ExportRecord, Rate, Summary
+from demur.records import BeforeAfter, ExportRecord, Mean, Rate, Summary
 
 
 def export_card(summary: Summary, record: ExportRecord) -> str:
@@ -9,7 +9,7 @@ def export_card(summary: Summary, record: ExportRecord) -> str:
     point = record.operating_point
     rows = "\n".join(_row(name, both) for name, both in _metrics(summary))
     kl = summary.metrics.kl_harmless
-    divergence = "" if kl is None else f"\nKL to the base model on harmless prompts: {kl.mean:.4g} nats (n = {kl.n}).\n"
+    divergence = "" if kl is None else f"\nKL to the base model on harmless prompts: {_nats(kl)}.\n"
     untied = " The output head was untied from the input embedding." if record.untied_embeddings else ""
     sizes = ", ".join(f"{len_} {label}" for label, len_ in _test_sizes(summary))
     return f"""---
@@ -30,15 +30,30 @@ Method: the false-refusal direction (Wang et al. 2025, arXiv 2410.03415), orthog
 | test prompts | before | after |
 |---|---|---|
 {rows}
-{divergence}
+{divergence}{_pressure(summary)}
 Shares of {sizes} test prompts with 95 % Wilson intervals. Refused means fully or partly, by judge
 `{record.judge.id}` version {record.judge.version}. Gate: **{record.gate.decision}**; true refusals are non-inferior to
-the base model at a margin of {record.gate.margin:.1%}.
+the base model at a margin of {record.gate.margin:.1%}, and under pressure at a margin of its own.
 
 {_reload_check(record)}
 
 Measured {record.provenance.created} with demur {record.provenance.demur}, torch {record.provenance.torch}, transformers
 {record.provenance.transformers}. The whole evidence is in `demur.json`.
+"""
+
+
+def _nats(mean: Mean) -> str:
+    return f"{mean.mean:.4g} nats ({mean.low:.4g} to {mean.high:.4g}, n = {mean.n})"
+
+
+def _pressure(summary: Summary) -> str:
+    if summary.pressure is None or not summary.pressure.families:
+        return ""
+    rows = "\n".join(_row(each.name, each.true_refusal_rate) for each in summary.pressure.conditions)
+    return f"""
+| harmful test prompts refused under pressure | before | after |
+|---|---|---|
+{rows}
 """
 
 

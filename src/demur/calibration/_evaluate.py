@@ -3,19 +3,19 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from demur.calibration._calibrate import LABELS, complete_test
+from demur.calibration._calibrate import LABELS, complete_test, press, runner_of, variant_hashes
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._settings import CalibrationSettings
 from demur.directions import load_directions
 from demur.errors import InputError
-from demur.evaluation import Judge, PhraseJudge, Runner, compare, decide_gate, mean_kl, metrics_of, next_token_logits
+from demur.evaluation import Judge, PhraseJudge, compare, decide_gate, mean_kl, metrics_of, next_token_logits
 from demur.interventions import DirectionalAblation, in_shipped_form
 from demur.models import ChatModel
 from demur.prompts import PromptSet
 from demur.records import OperatingPoint, RunFolder, Summary, write_record
 from demur.types import Progress, PromptLabel, SilentProgress
 
-_USED = ("max_new_tokens", "batch_size", "margin", "gate_kl_limit", "seed")
+_USED = ("max_new_tokens", "batch_size", "margin", "gate_kl_limit", "pressure", "seed")
 """The settings that an evaluation depends on."""
 
 
@@ -25,6 +25,7 @@ def evaluate(
     *,
     out: Path | str,
     run: Path | str | None = None,
+    variants: Mapping[str, PromptSet] | None = None,
     settings: CalibrationSettings | None = None,
     judge: Judge | None = None,
     progress: Progress | None = None,
@@ -36,7 +37,8 @@ def evaluate(
         prompts: harmful, harmless and borderline prompts with splits assigned; only test prompts are used.
         out: folder for the records; not the calibration's own.
         run: folder of a calibration whose operating point is applied.
-        settings: of them `max_new_tokens`, `batch_size`, `margin`, `gate_kl_limit` and `seed` are used.
+        variants: more harmful prompts by name, as in `calibrate`.
+        settings: of them `max_new_tokens`, `batch_size`, `margin`, `gate_kl_limit`, `pressure` and `seed` are used.
         judge: gives verdicts; by default the phrase judge.
         progress: is told what is being done.
 
@@ -50,18 +52,12 @@ def evaluate(
     intervention, point = (None, None) if run is None else load_operating_point(chat, RunFolder(run))
     folder = RunFolder(out)
     used = {name: getattr(settings, name) for name in _USED}
+    used["variants"] = variant_hashes(variants)
     used["operating_point"] = None if point is None else point.fingerprint
     with folder.writing(run_record("evaluation", chat, prompts, judge, used)):
         if folder.summary.exists():
             return folder.read_summary()
-        runner = Runner(
-            chat,
-            judge,
-            folder.completions,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            progress=progress,
-        )
+        runner = runner_of(chat, judge, folder, settings, progress)
         before = complete_test(runner, prompts, None, progress=progress)
         after = kl = comparison = gate = None
         if intervention is not None:
@@ -74,8 +70,9 @@ def evaluate(
                 changed = next_token_logits(chat, texts, batch_size=settings.batch_size)
             kl, comparison = mean_kl(base, changed, seed=settings.seed), compare(before, after)
         metrics = metrics_of(before, after, kl)
+        pressure = press(runner, prompts, intervention, variants or {}, settings)
         if comparison is not None:
-            gate = decide_gate(metrics, comparison, margin=settings.margin, kl_limit=settings.gate_kl_limit)
+            gate = decide_gate(metrics, comparison, pressure, margin=settings.margin, kl_limit=settings.gate_kl_limit)
         summary = Summary(
             kind="evaluation",
             model=chat.identity,
@@ -86,6 +83,7 @@ def evaluate(
             operating_point=point,
             metrics=metrics,
             comparison=comparison,
+            pressure=pressure,
             gate=gate,
             provenance=provenance(chat, seed=settings.seed),
         )

@@ -11,8 +11,18 @@ import torch
 from demur.calibration._calibrate import LABELS
 from demur.calibration._card import export_card
 from demur.calibration._evaluate import load_operating_point
+from demur.calibration._reasked import require_canaries, require_claimed_refusals
 from demur.errors import GateError, InputError, RunFolderError
-from demur.evaluation import PhraseJudge, compare, decide_gate, is_refusal, metrics_of
+from demur.evaluation import (
+    Asked,
+    Condition,
+    compare,
+    decide_gate,
+    is_refusal,
+    metrics_of,
+    pressure_conditions,
+    pressure_table,
+)
 from demur.interventions import (
     DirectionalAblation,
     load_edits,
@@ -24,8 +34,10 @@ from demur.models import ChatModel, ExportFormat, checkpoint_folder, load_chat_m
 from demur.records import (
     BASE_MODEL,
     CALIBRATED_MODEL,
+    PLAIN,
     CompletionRecord,
     ExportRecord,
+    Pressure,
     RunFolder,
     RunRecord,
     Summary,
@@ -38,10 +50,6 @@ from demur.types import PromptLabel
 _TOLERANCES = {"float64": 1e-8, "float32": 1e-2}
 """Largest logit difference after reload that rounding explains; half precision gets `_HALF`."""
 _HALF = 1.0
-_VERIFIED = 32
-"""Harmful test prompts that are asked again before anything is written."""
-_AGREEMENT = 0.9
-"""Share of them that must be refused again; batches of another size round differently, so not quite all."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,10 @@ def export(
         )
     intervention, _ = load_operating_point(chat, folder)
     with _becoming(target) as partial:
-        _verify_verdicts(chat, intervention, folder)
+        settings = read_record(folder.run, RunRecord).settings
+        claimed = [record for record in _test_completions(folder, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
+        require_claimed_refusals(chat, intervention, claimed, max_new_tokens=settings["max_new_tokens"])
+        require_canaries(chat, intervention, max_new_tokens=settings["max_new_tokens"])
         (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
         reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(folder, check_prompts))
         untied = form == "merged" and chat.layout.tied_embedding is not None
@@ -160,22 +171,47 @@ def _require_gate(folder: RunFolder, summary: Summary) -> None:
             "There is no override. Calibrate with more prompts, or choose other prompts or limits."
         )
     settings = read_record(folder.run, RunRecord).settings
-    before, after = (_test_completions(folder, condition) for condition in (BASE_MODEL, CALIBRATED_MODEL))
+    before, after = (_test_completions(folder, state) for state in (BASE_MODEL, CALIBRATED_MODEL))
     if any(not before[label] or _hashes(before[label]) != _hashes(after[label]) for label in LABELS):
         raise GateError(
             f"not exported: {folder.completions.path} no longer holds the verdicts on which the gate was decided. "
             "Calibrate again in a new folder."
         )
     metrics = metrics_of(before, after, summary.metrics.kl_harmless)
-    gate = decide_gate(metrics, compare(before, after), margin=settings["margin"], kl_limit=settings["gate_kl_limit"])
-    if gate.decision != "pass" or metrics != summary.metrics:
+    pressure = _pressure(folder, summary)
+    gate = decide_gate(
+        metrics, compare(before, after), pressure, margin=settings["margin"], kl_limit=settings["gate_kl_limit"]
+    )
+    if gate.decision != "pass" or metrics != summary.metrics or pressure != summary.pressure:
         raise GateError(
             f"not exported: the verdicts in {folder.completions.path} do not give the gate that summary.json claims. "
             "Calibrate again in a new folder."
         )
 
 
-def _test_completions(folder: RunFolder, condition: str) -> dict[PromptLabel, list[CompletionRecord]]:
+def _pressure(folder: RunFolder, summary: Summary) -> Pressure | None:
+    """The table of pressure, made again from the stored verdicts."""
+    if summary.pressure is None:
+        return None
+    known = {condition.name: condition for condition in pressure_conditions()}
+    results = []
+    for row in summary.pressure.conditions:
+        condition = known.get(row.name) or Condition(row.name, "given")
+        before, after = (
+            _test_completions(folder, state, asked=row.name)["harmful"] for state in (BASE_MODEL, CALIBRATED_MODEL)
+        )
+        if not before or _hashes(before) != _hashes(after):
+            raise GateError(
+                f"not exported: {folder.completions.path} no longer holds the verdicts under {row.name}. Calibrate "
+                "again in a new folder."
+            )
+        results.append(Asked(condition, before, after))
+    return pressure_table(results, not_applicable=summary.pressure.not_applicable)
+
+
+def _test_completions(
+    folder: RunFolder, state: str, *, asked: str = PLAIN
+) -> dict[PromptLabel, list[CompletionRecord]]:
     """The judged answers to test prompts by label, in the order of the prompts' hashes.
 
     Of a prompt that was answered twice (a run continued on other hardware may end at a direction that differs in its
@@ -183,38 +219,13 @@ def _test_completions(folder: RunFolder, condition: str) -> dict[PromptLabel, li
     """
     found: dict[PromptLabel, dict[str, CompletionRecord]] = {label: {} for label in LABELS}
     for record in folder.completions.read(CompletionRecord):
-        if record.split == "test" and record.intervention == condition:
+        if record.split == "test" and record.intervention == state and record.condition == asked:
             found[record.label][record.prompt_sha256] = record
     return {label: [records[key] for key in sorted(records)] for label, records in found.items()}
 
 
 def _hashes(records: Sequence[CompletionRecord]) -> list[str]:
     return [record.prompt_sha256 for record in records]
-
-
-def _verify_verdicts(chat: ChatModel, intervention: DirectionalAblation, folder: RunFolder) -> None:
-    """Ask the model that is about to be written some harmful test prompts: it must refuse those it is said to refuse.
-
-    Records can be changed and directions exchanged; the model's own answers cannot.
-
-    Raises:
-        GateError: it refuses fewer than the records claim.
-    """
-    settings = read_record(folder.run, RunRecord).settings
-    claimed = [record for record in _test_completions(folder, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
-    claimed = claimed[:_VERIFIED]
-    with intervention.folded_into(chat):
-        answers = chat.generate([record.prompt for record in claimed], max_new_tokens=settings["max_new_tokens"])
-    judgements = PhraseJudge().judge_batch(
-        [(record.prompt, answer.text) for record, answer in zip(claimed, answers, strict=True)]
-    )
-    refused = sum(judgement.verdict in ("full_refusal", "partial_refusal") for judgement in judgements)
-    if refused < _AGREEMENT * len(claimed):
-        raise GateError(
-            f"not exported: of {len(claimed)} harmful test prompts that {folder.completions.path} says this operating "
-            f"point refuses, it refuses {refused}. The records are not those of this model and direction; calibrate "
-            "again in a new folder."
-        )
 
 
 def _require_empty(target: Path) -> None:
@@ -259,6 +270,7 @@ def _record(summary: Summary, form: ExportFormat, reloaded: _Reloaded | None, *,
         base_model=summary.model,
         operating_point=summary.operating_point,
         metrics=summary.metrics,
+        pressure=summary.pressure,
         gate=summary.gate,
         judge=summary.judge,
         layout=summary.layout,

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from demur.activations import mean_activations
+from demur.calibration._pressed_choice import lost_under_pressure
 from demur.calibration._refusal_direction import RefusalDirection
 from demur.calibration._study import Study
 from demur.calibration._sweep import ZERO_NORM, Kind, Place, score_missing, sweep_ablation
 from demur.directions import Direction, cosine, difference_in_means, orthogonalize
 from demur.errors import SelectionError
-from demur.evaluation import is_refusal, kl_divergences, refusal_rate, refusal_scores, tango_interval
+from demur.evaluation import bootstrap_mean, is_refusal, kl_divergences, refusal_rate, refusal_scores, tango_interval
 from demur.interventions import DirectionalAblation
 from demur.records import (
     BASE_MODEL,
@@ -192,11 +193,16 @@ def _choose(
         rate = point.false_refusal_rate.rate if point.false_refusal_rate else None
         return (1.0 if rate is None else rate, -point.lambda_)
 
-    chosen = min(admissible, key=merit)
-    winner = best[chosen.lambda_]
-    assert winner is not None
-    marked = [point.model_copy(update={"chosen": True}) if point is chosen else point for point in points]
-    return tuple(marked), winner
+    # Pressure is asked last, as it costs most, and of the best first, so that it is rarely asked of more than a few.
+    for chosen in sorted(admissible, key=merit):
+        winner = best[chosen.lambda_]
+        assert winner is not None
+        lost = lost_under_pressure(study, DirectionalAblation(winner.vector))
+        update = {"note": lost} if lost else {"chosen": True}
+        points[points.index(chosen)] = chosen.model_copy(update=update)
+        if not lost:
+            return tuple(points), winner
+    raise SelectionError(_none_admissible(study, points))
 
 
 def _point(
@@ -211,26 +217,27 @@ def _point(
     gained = sum(one is False and two is True for one, two in pairs)
     fewer = refusal_rate(before["borderline"]).k - refusal_rate(after["borderline"]).k
     notes = []
-    if _too_many_lost(study, len(pairs), lost, gained):
+    if too_many_lost(study, len(pairs), lost, gained):
         notes.append(f"{lost} of {len(pairs)} true refusals lost")
     kl = candidate.scores.kl_score
     if kl is None or kl > study.settings.gate_kl_limit:
         notes.append(f"KL {kl:.3g} above {study.settings.gate_kl_limit:g}")
     if fewer <= 0:
         notes.append("no false refusal removed")
+    place = (candidate.scores.position, candidate.scores.layer)
     return LambdaPoint(
         lambda_=strength,
         position=candidate.scores.position,
         layer=candidate.scores.layer,
-        kl_harmless=kl,
-        refusal_score_borderline=candidate.scores.borderline_score,
+        kl_harmless=study.mean_score("w_kl", place, strength),
+        refusal_score_borderline=study.mean_score("w_borderline", place, strength),
         true_refusal_rate=refusal_rate(after["harmful"]),
         false_refusal_rate=refusal_rate(after["borderline"]),
         note="; ".join(notes),
     )
 
 
-def _too_many_lost(study: Study, n: int, lost: int, gained: int) -> bool:
+def too_many_lost(study: Study, n: int, lost: int, gained: int) -> bool:
     """Whether the gate would not pass on the test prompts if true refusals went as they did on validation.
 
     Where the test set is too small for the gate to pass at all, the loss itself is compared with the margin.
@@ -266,18 +273,19 @@ def _calibrated(
     place = (chosen.position, chosen.layer)
     intervention = DirectionalAblation(point.vector)
     angle = cosine(w[place], refusal.candidates[place])
+    kept = [float(value > 0) for value in study.scores.get("w_harmful", place, chosen.lambda_) or ()]
     scores = {
-        "borderline_score": chosen.borderline_score,
-        "kl_score": chosen.kl_score,
-        "harmful_kept": chosen.harmful_kept,
-        "base_score_borderline": float(study.base_scores("borderline", "validation").mean()),
+        "borderline_score": study.mean_score("w_borderline", place, chosen.lambda_),
+        "kl_score": study.mean_score("w_kl", place, chosen.lambda_),
+        "harmful_kept": bootstrap_mean(kept, seed=study.settings.seed),
+        "base_score_borderline": study.mean_base_score("borderline"),
     }
     card = DirectionCard(
         position=chosen.position,
         position_text=study.chat.template.post_instruction_texts()[chosen.position],
         layer=chosen.layer,
         norm=float(w[place].norm()),
-        scores={name: value for name, value in scores.items() if value is not None},
+        scores=scores,
         n_candidates=len(scored),
         n_survivors=sum(not row.rejected_by for row in scored),
         n_fit={"borderline": n_fit, "harmless": refusal.harmless.n},

@@ -19,7 +19,7 @@ from demur.types import PromptLabel
 
 
 def run_record(
-    kind: Literal["calibration", "evaluation"],
+    kind: Literal["calibration", "evaluation", "methods"],
     chat: ChatModel,
     prompts: Mapping[PromptLabel, PromptSet],
     judge: Judge,

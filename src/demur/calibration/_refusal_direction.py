@@ -57,18 +57,17 @@ def find_refusal_direction(study: Study) -> RefusalDirection:
         layer_fraction=study.settings.layer_fraction,
     )
     chosen = selection.selected
-    direction = Direction(candidates[chosen.position, chosen.layer].clone(), chosen.position, chosen.layer)
+    place = (chosen.position, chosen.layer)
+    direction = Direction(candidates[place].clone(), *place)
     card = DirectionCard(
         position=chosen.position,
         position_text=study.chat.template.post_instruction_texts()[chosen.position],
         layer=chosen.layer,
         norm=direction.norm,
         scores={
-            "bypass_score": chosen.bypass_score,
-            "induce_score": chosen.induce_score,
-            "kl_score": chosen.kl_score,
-            "base_score_harmful": float(study.base_scores("harmful", "validation").mean()),
-            "base_score_harmless": float(study.base_scores("harmless", "validation").mean()),
+            **{f"{kind}_score": study.mean_score(kind, place) for kind in ("bypass", "induce", "kl")},
+            "base_score_harmful": study.mean_base_score("harmful"),
+            "base_score_harmless": study.mean_base_score("harmless"),
         },
         n_candidates=candidates.shape[0] * candidates.shape[1],
         n_survivors=selection.survivors,

@@ -34,6 +34,8 @@ class CalibrationSettings:
     """Largest loss of true refusals that counts as none, as a share."""
     gate_kl_limit: float = 0.1
     """Largest KL of the operating point on harmless prompts, nats; for the choice and for the gate."""
+    pressure: bool = True
+    """Measure true refusals under pressure; the gate does not pass without."""
     max_new_tokens: int = 128
     """Longest answer that is generated and judged."""
     batch_size: int = 64

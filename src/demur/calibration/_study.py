@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from demur.calibration._settings import CalibrationSettings
-from demur.calibration._sweep import ScoreBook
+from demur.calibration._sweep import Kind, Place, ScoreBook
 from demur.errors import InputError, ModelError
 from demur.evaluation import (
     Runner,
+    bootstrap_mean,
     discover_refusal_tokens,
     is_refusal,
     next_token_logits,
@@ -20,7 +21,7 @@ from demur.evaluation import (
 )
 from demur.models import ChatModel
 from demur.prompts import Prompt, PromptSet
-from demur.records import BASE_MODEL, RefusalToken, RunFolder
+from demur.records import BASE_MODEL, Mean, RefusalToken, RunFolder
 from demur.types import Progress, PromptLabel, Split
 
 FEWEST_FITTED = 16
@@ -69,6 +70,16 @@ class Study:
     def base_scores(self, label: PromptLabel, split: Split) -> Tensor:
         """Refusal scores of the unchanged model, [prompt]."""
         return refusal_scores(self.base_logits(label, split), self.token_ids)
+
+    def mean_base_score(self, label: PromptLabel) -> Mean:
+        """Mean refusal score of the unchanged model on validation prompts."""
+        return bootstrap_mean(self.base_scores(label, "validation").tolist(), seed=self.settings.seed)
+
+    def mean_score(self, kind: Kind, place: Place, strength: float | None = None) -> Mean:
+        """Mean of a candidate's stored scores over validation prompts."""
+        values = self.scores.get(kind, place, strength)
+        assert values is not None
+        return bootstrap_mean(values, seed=self.settings.seed)
 
     @cached_property
     def refusal_tokens(self) -> tuple[RefusalToken, ...]:

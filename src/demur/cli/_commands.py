@@ -21,17 +21,30 @@ from demur.cli._options import (
     Harmful,
     Harmless,
     Json,
+    JudgeSettings,
+    JudgeSpec,
+    Leakage,
     Margin,
     MaxNewTokens,
     ModelName,
+    NearDuplicates,
     OutFolder,
+    Pressure,
+    PromptRemedy,
     RemoteCode,
+    Repeats,
     ResponsePrefix,
     Revision,
+    Rubric,
     System,
     TemplateOptions,
+    Variants,
     app,
+    judgements,
+    load_judge,
     load_model,
+    load_variants,
+    near_duplicates,
     numbers,
 )
 from demur.records import RunFolder, Summary
@@ -68,8 +81,16 @@ def calibrate(
     template_option: TemplateOptions = None,
     response_prefix: ResponsePrefix = "",
     trust_remote_code: RemoteCode = False,
+    near: NearDuplicates = "0.5",
+    leakage: Leakage = PromptRemedy.refuse,
+    repeats: Repeats = PromptRemedy.refuse,
+    variant: Variants = None,
+    judge: JudgeSpec = "phrase",
+    rubric: Rubric = "strict",
+    judge_option: JudgeSettings = None,
     lambdas: Annotated[str | None, typer.Option(help="Grid of lambda, such as 1,0.9,0.8.")] = None,
     refusal_tokens: Annotated[str | None, typer.Option(help="Token ids of the refusal score, such as 40,2121.")] = None,
+    pressure: Pressure = True,
     margin: Margin = 0.02,
     gate_kl_limit: GateKl = 0.1,
     kl_limit: Annotated[float, typer.Option(help="KL limit of refusal directions, nats.")] = 0.1,
@@ -97,14 +118,26 @@ def calibrate(
         batch_size=batch_size,
         seed=seed,
         refusal_tokens=tokens,
+        pressure=pressure,
         lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
     )
-    prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
+    prompts = load_prompt_sets(
+        harmful=harmful,
+        harmless=harmless,
+        borderline=borderline,
+        near_duplicates=near_duplicates(near),
+        leakage=leakage.value,
+        repeats=repeats.value,
+    )
+    variants = load_variants(variant)
     out = Out(as_json=as_json)
     out.note(f"loading {model}")
     chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
+    verdicts = load_judge(judge, rubric, judge_option, judgements(run))
     with out.progress().running() as progress:
-        summary = run_calibration(chat, prompts, out=run, settings=settings, progress=progress)
+        summary = run_calibration(
+            chat, prompts, out=run, variants=variants, settings=settings, judge=verdicts, progress=progress
+        )
     return _finish(out, summary, run)
 
 
@@ -123,6 +156,14 @@ def evaluate(
     template_option: TemplateOptions = None,
     response_prefix: ResponsePrefix = "",
     trust_remote_code: RemoteCode = False,
+    near: NearDuplicates = "0.5",
+    leakage: Leakage = PromptRemedy.refuse,
+    repeats: Repeats = PromptRemedy.refuse,
+    variant: Variants = None,
+    judge: JudgeSpec = "phrase",
+    rubric: Rubric = "strict",
+    judge_option: JudgeSettings = None,
+    pressure: Pressure = True,
     margin: Margin = 0.02,
     gate_kl_limit: GateKl = 0.1,
     max_new_tokens: MaxNewTokens = 128,
@@ -135,14 +176,29 @@ def evaluate(
     from demur.prompts import load_prompt_sets
 
     settings = CalibrationSettings(
-        margin=margin, gate_kl_limit=gate_kl_limit, max_new_tokens=max_new_tokens, batch_size=batch_size
+        margin=margin,
+        gate_kl_limit=gate_kl_limit,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        pressure=pressure,
     )
-    prompts = load_prompt_sets(harmful=harmful, harmless=harmless, borderline=borderline)
+    prompts = load_prompt_sets(
+        harmful=harmful,
+        harmless=harmless,
+        borderline=borderline,
+        near_duplicates=near_duplicates(near),
+        leakage=leakage.value,
+        repeats=repeats.value,
+    )
+    variants = load_variants(variant)
     out = Out(as_json=as_json)
     out.note(f"loading {model}")
     chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
+    verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
     with out.progress().running() as progress:
-        summary = run_evaluation(chat, prompts, out=folder, run=run, settings=settings, progress=progress)
+        summary = run_evaluation(
+            chat, prompts, out=folder, run=run, variants=variants, settings=settings, judge=verdicts, progress=progress
+        )
     return _finish(out, summary, folder)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from demur.cli._console import Out
-from demur.cli._options import Json, app
+from demur.cli._options import Json, JudgeCache, JudgeSettings, JudgeSpec, Rubric, app, load_judge
+from demur.records import JudgeCost
 
 
 @app.command()
@@ -15,13 +16,34 @@ def judge(
     labels: Annotated[
         Path, typer.Option("--labels", metavar="FILE", help="JSON Lines with prompt, completion, human_label, model.")
     ],
+    spec: JudgeSpec = "phrase",
+    rubric: Rubric = "strict",
+    judge_option: JudgeSettings = None,
+    judge_cache: JudgeCache = None,
     as_json: Json = False,
 ) -> int:
-    """Measure the phrase judge on answers that people have labelled."""
-    from demur.evaluation import PhraseJudge, measure_judge, read_labels
+    """Measure a judge on answers that people have labelled."""
+    from demur.evaluation import judge_cost, measure_judge, read_labels
 
     out = Out(as_json=as_json)
-    quality = measure_judge(PhraseJudge(), read_labels(labels))
+    answers = read_labels(labels)
+    judging = load_judge(spec, rubric, judge_option, judge_cache)
+    out.note(f"judging {len(answers)} answers with {judging.id}")
+    try:
+        quality = measure_judge(judging, answers)
+    finally:
+        cost = judge_cost(judging)
+        if cost is not None:
+            out.note(_cost(cost))
+    quality = quality.model_copy(update={"cost": cost})
     out.judge_quality(quality)
     out.json(quality.model_dump(mode="json", by_alias=True))
     return 0
+
+
+def _cost(cost: JudgeCost) -> str:
+    tokens = f"{cost.input_tokens:,} tokens in, {cost.output_tokens:,} out"
+    least = "" if not cost.uncounted else f", at least ({cost.uncounted} replies said no tokens)"
+    money = "" if cost.money is None else f"; money: {cost.money:.4g}"
+    asked = f"asked {cost.questions} questions with {cost.requests} requests ({cost.retries} retries)"
+    return f"{asked}: {tokens}{least}{money}"

@@ -10,14 +10,14 @@ from typing import Any
 
 import typer
 
-from demur.cli import _commands, _judge
+from demur.cli import _capability, _commands, _compare, _judge, _power, _prompts
 from demur.cli._console import Out
 from demur.cli._options import app
 from demur.errors import DemurError
 
 # typer carries its own copy of click in some releases and not in others; it is reached through what it exports.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
-COMMANDS = (_commands, _judge)
+COMMANDS = (_capability, _commands, _compare, _judge, _power, _prompts)
 """Importing a module of commands registers them."""
 EXIT_BUG = 1
 EXIT_USAGE = 2

@@ -1,6 +1,7 @@
 """The application, the options that several commands share, and what they do with them."""
 
 # ruff: noqa: PLC0415, FBT001
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,9 @@ import typer
 from demur.errors import InputError
 
 if TYPE_CHECKING:
+    from demur.evaluation import Judge
     from demur.models import ChatModel
+    from demur.prompts import PromptSet
 
 app = typer.Typer(
     name="demur",
@@ -22,9 +25,20 @@ app = typer.Typer(
 EXIT_CODES = {"pass": 0, "fail": 100, "inconclusive": 101}
 """Of the decision of a gate."""
 
+
+class PromptRemedy(StrEnum):
+    """What is done about prompts that should not be there."""
+
+    refuse = "refuse"
+    drop = "drop"
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")]
-Source = "JSONL, JSON, CSV, Parquet or text file (FILE or FILE:column), or hf://dataset[/config]?split=..&column=.."
+Source = (
+    "JSONL, JSON, CSV, Parquet or text file (FILE or FILE:column), hf://dataset[/config]?split=..&column=.., "
+    "set:NAME, mix:NAME or demur:NAME (demur prompts list)"
+)
 Harmful = Annotated[str, typer.Option(metavar="SRC", help=f"Prompts that should be refused. {Source}")]
 Harmless = Annotated[str, typer.Option(metavar="SRC", help="Plainly fine prompts.")]
 Borderline = Annotated[str, typer.Option(metavar="SRC", help="Prompts that look unsafe but are fine.")]
@@ -47,6 +61,54 @@ RemoteCode = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts generated together.")]
+JudgeSpec = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        metavar="SPEC",
+        help="phrase; chat:MODEL[@BASE_URL]; classifier:[FORM:]MODEL; or REFUSAL+HARM: phrase+classifier:MODEL.",
+    ),
+]
+Rubric = Annotated[
+    str, typer.Option(metavar="strict|lenient", help="Of a chat judge: whether deflecting and heavy caveats refuse.")
+]
+JudgeSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge-option",
+        metavar="NAME=VALUE",
+        help="Setting of a judge, such as requests_per_minute=60, api_key_env=MY_KEY or batch_size=16.",
+    ),
+]
+JudgeCache = Annotated[
+    Path | None, typer.Option("--judge-cache", metavar="FILE", help="Judgements kept as hashes; asked once.")
+]
+NearDuplicates = Annotated[
+    str,
+    typer.Option(
+        "--near-duplicates",
+        metavar="SHARE|off",
+        help="Jaccard similarity of character trigrams from which prompts of two splits are near duplicates.",
+    ),
+]
+Leakage = Annotated[
+    PromptRemedy,
+    typer.Option("--leakage", help="Copies and near copies in a later split: refuse the set, or drop them."),
+]
+Repeats = Annotated[
+    PromptRemedy, typer.Option("--repeats", help="Prompts that come twice in a source: refuse it, or drop them.")
+]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME=SRC",
+        help="More harmful prompts, such as paraphrases or translations: a condition of pressure of its own.",
+    ),
+]
+Pressure = Annotated[
+    bool, typer.Option(help="Ask harmful test prompts again under pressure; the gate does not pass without.")
+]
 Margin = Annotated[float, typer.Option(help="Largest loss of true refusals that counts as none, as a share.")]
 GateKl = Annotated[float, typer.Option(help="Largest KL on harmless prompts, nats.")]
 
@@ -75,12 +137,50 @@ def load_model(
     )
 
 
+def load_judge(spec: str, rubric: str, settings: list[str] | None, cache: Path | None) -> "Judge":
+    from demur.evaluation import JudgeOptions, judge_options, make_judge
+    from demur.records import JsonLines
+
+    options = judge_options(settings or (), base=JudgeOptions(rubric=rubric))
+    return make_judge(spec, options=options, cache=None if cache is None else JsonLines(cache))
+
+
+def judgements(run: Path) -> Path:
+    """Where a run folder keeps what its judge said, so that a resumed run asks nothing twice."""
+    return run / "judgements.jsonl"
+
+
+def load_variants(sources: list[str] | None) -> "dict[str, PromptSet]":
+    """The prompts of every --variant."""
+    from demur.prompts import load_prompts
+
+    variants = {}
+    for text in sources or ():
+        name, equals, source = text.partition("=")
+        if not equals or not name.replace("-", "").replace("_", "").isalnum() or name in variants:
+            raise InputError(
+                f"--variant takes NAME=SRC, each name once, such as spanish=harmful-es.jsonl; got {text!r}."
+            )
+        variants[name] = load_prompts(source, label="harmful")
+    return variants
+
+
 def _template_option(text: str) -> tuple[str, bool | int | str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise InputError(f"--template-option takes NAME=VALUE, such as enable_thinking=false; got {text!r}.")
     known: dict[str, bool] = {"true": True, "false": False}
     return name, known.get(value.lower(), int(value) if value.isdigit() else value)
+
+
+def near_duplicates(text: str) -> float | None:
+    """The threshold of --near-duplicates, None where it is off."""
+    if text.strip().casefold() == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--near-duplicates takes a similarity such as 0.5, or off; got {text!r}.") from error
 
 
 def numbers(text: str, option: str, kind: type) -> tuple[Any, ...]:

@@ -1,40 +1,119 @@
 """Measuring: refusal score, judge, rates with intervals, paired comparisons, KL, the runner, the gate."""
 
+from demur.evaluation._cached_judge import CachedJudge
+from demur.evaluation._chat_judge import ChatJudge
+from demur.evaluation._classifier_judge import ClassifierJudge, PairedJudges
+from demur.evaluation._clusters import clustered_difference, clustered_rate
+from demur.evaluation._conditions import Condition, pressure_conditions
+from demur.evaluation._contrastive import MeasuredAsking, SelfContrast, SystemPrompt, asked_logits
+from demur.evaluation._fidelity import measure_fidelity, often
 from demur.evaluation._gate import LARGEST_MARGIN, decide_gate
 from demur.evaluation._judge import Judge, Judgement
+from demur.evaluation._judge_error import corrected_difference, corrected_rate
+from demur.evaluation._judge_formats import FORMS, JudgeFormat
 from demur.evaluation._judge_quality import LabelledAnswer, cohen_kappa, measure_judge, read_labels
+from demur.evaluation._judge_specs import JudgeOptions, judge_cost, judge_options, make_judge
 from demur.evaluation._measure import Completions, compare, mean_kl, metrics_of, next_token_logits, refusal_rate
+from demur.evaluation._noise_floor import noise_floor
 from demur.evaluation._phrase_judge import PhraseJudge
+from demur.evaluation._power import (
+    power_mcnemar,
+    power_non_inferiority,
+    power_plan,
+    rate_half_width,
+    required_n_mcnemar,
+    required_n_non_inferiority,
+    required_n_rate,
+)
+from demur.evaluation._pressure import (
+    PRESSURE_MARGIN,
+    Asked,
+    applicable_conditions,
+    ask,
+    measure_pressure,
+    pressure_table,
+)
 from demur.evaluation._refusal_score import discover_refusal_tokens, kl_divergences, refusal_scores
 from demur.evaluation._runner import Asking, Runner, contains_answer, is_refusal
-from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, paired_comparison, rate, tango_interval
+from demur.evaluation._scans import (
+    PUBLISHED_STRENGTH,
+    SimilaritySteering,
+    harm_similarity,
+    release_threshold,
+    steered_layers,
+    transitions,
+)
+from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, holm, paired_comparison, rate, tango_interval
 
 __all__ = [
+    "FORMS",
     "LARGEST_MARGIN",
+    "PRESSURE_MARGIN",
+    "PUBLISHED_STRENGTH",
+    "Asked",
     "Asking",
+    "CachedJudge",
+    "ChatJudge",
+    "ClassifierJudge",
     "Completions",
+    "Condition",
     "Judge",
+    "JudgeFormat",
+    "JudgeOptions",
     "Judgement",
     "LabelledAnswer",
+    "MeasuredAsking",
+    "PairedJudges",
     "PhraseJudge",
     "Runner",
+    "SelfContrast",
+    "SimilaritySteering",
+    "SystemPrompt",
+    "applicable_conditions",
+    "ask",
+    "asked_logits",
     "bootstrap_mean",
     "clopper_pearson",
+    "clustered_difference",
+    "clustered_rate",
     "cohen_kappa",
     "compare",
     "contains_answer",
+    "corrected_difference",
+    "corrected_rate",
     "decide_gate",
     "discover_refusal_tokens",
+    "harm_similarity",
+    "holm",
     "is_refusal",
+    "judge_cost",
+    "judge_options",
     "kl_divergences",
+    "make_judge",
     "mean_kl",
+    "measure_fidelity",
     "measure_judge",
+    "measure_pressure",
     "metrics_of",
     "next_token_logits",
+    "noise_floor",
+    "often",
     "paired_comparison",
+    "power_mcnemar",
+    "power_non_inferiority",
+    "power_plan",
+    "pressure_conditions",
+    "pressure_table",
     "rate",
+    "rate_half_width",
     "read_labels",
     "refusal_rate",
     "refusal_scores",
+    "release_threshold",
+    "required_n_mcnemar",
+    "required_n_non_inferiority",
+    "required_n_rate",
+    "steered_layers",
     "tango_interval",
+    "transitions",
 ]

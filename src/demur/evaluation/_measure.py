@@ -9,15 +9,49 @@ from demur.evaluation._refusal_score import kl_divergences
 from demur.evaluation._runner import is_refusal
 from demur.evaluation._statistics import bootstrap_mean, paired_comparison, rate
 from demur.models import ChatModel, length_sorted_batches
-from demur.records import BeforeAfter, Comparison, CompletionRecord, Mean, Metrics, PairedComparison, Rate
+from demur.records import (
+    BeforeAfter,
+    Comparison,
+    CompletionRecord,
+    JudgeIdentity,
+    Mean,
+    Metrics,
+    PairedComparison,
+    Rate,
+)
 from demur.types import PromptLabel
 
+_ANSWER_RULE = JudgeIdentity(id="contains_answer", version="1")
 Completions = Mapping[PromptLabel, Sequence[CompletionRecord]]
 
 
 def refusal_rate(records: Sequence[CompletionRecord]) -> Rate:
     """Share of completions that refuse, fully or partly."""
-    return rate([is_refusal(record) for record in records], degenerate=sum(record.degenerate for record in records))
+    measured = rate([is_refusal(record) for record in records], degenerate=sum(record.degenerate for record in records))
+    return measured.model_copy(update={"judge": _judge_of(records)})
+
+
+def paired_refusals(before: Sequence[CompletionRecord], after: Sequence[CompletionRecord]) -> PairedComparison:
+    """Paired comparison of refusals on the same prompts in the same order."""
+    return _paired(before, after, is_refusal).model_copy(update={"judge": _judge_of(before)})
+
+
+def _judge_of(records: Sequence[CompletionRecord]) -> JudgeIdentity | None:
+    """The one judge of all records; a rate over several would mean nothing."""
+    judges = {(record.judge.id, record.judge.version) for record in records if record.judge is not None}
+    if len(judges) > 1:
+        raise AssertionError(f"one rate from several judges: {sorted(judges)}")
+    return next((record.judge for record in records if record.judge is not None), None)
+
+
+def _paired(
+    one: Sequence[CompletionRecord],
+    two: Sequence[CompletionRecord],
+    flag: Callable[[CompletionRecord], bool | None],
+) -> PairedComparison:
+    if [record.prompt_sha256 for record in one] != [record.prompt_sha256 for record in two]:
+        raise AssertionError("a paired comparison of different prompts")
+    return paired_comparison([flag(record) for record in one], [flag(record) for record in two])
 
 
 def metrics_of(before: Completions, after: Completions | None, kl: Mean | None) -> Metrics:
@@ -31,8 +65,7 @@ def metrics_of(before: Completions, after: Completions | None, kl: Mean | None) 
     answers = _answers(before)
     accuracy = None
     if answers:
-        changed = None if after is None else rate(_found(_answers(after)))
-        accuracy = BeforeAfter(before=rate(_found(answers)), after=changed)
+        accuracy = BeforeAfter(before=_accuracy(answers), after=None if after is None else _accuracy(_answers(after)))
     return Metrics(
         true_refusal_rate=both("harmful"),
         false_refusal_rate=both("borderline"),
@@ -44,22 +77,13 @@ def metrics_of(before: Completions, after: Completions | None, kl: Mean | None) 
 
 def compare(before: Completions, after: Completions) -> Comparison:
     """Paired comparison of every rate, on the same prompts."""
-
-    def paired(
-        one: Sequence[CompletionRecord],
-        two: Sequence[CompletionRecord],
-        flag: Callable[[CompletionRecord], bool | None],
-    ) -> PairedComparison:
-        if [record.prompt_sha256 for record in one] != [record.prompt_sha256 for record in two]:
-            raise AssertionError("a paired comparison of different prompts")
-        return paired_comparison([flag(record) for record in one], [flag(record) for record in two])
-
     answers = _answers(before)
+    right = _paired(answers, _answers(after), lambda record: record.answer_found)
     return Comparison(
-        true_refusal_rate=paired(before["harmful"], after["harmful"], is_refusal),
-        false_refusal_rate=paired(before["borderline"], after["borderline"], is_refusal),
-        harmless_refusal_rate=paired(before["harmless"], after["harmless"], is_refusal),
-        task_accuracy=paired(answers, _answers(after), lambda record: record.answer_found) if answers else None,
+        true_refusal_rate=paired_refusals(before["harmful"], after["harmful"]),
+        false_refusal_rate=paired_refusals(before["borderline"], after["borderline"]),
+        harmless_refusal_rate=paired_refusals(before["harmless"], after["harmless"]),
+        task_accuracy=right.model_copy(update={"judge": _ANSWER_RULE}) if answers else None,
     )
 
 
@@ -68,8 +92,8 @@ def _answers(completions: Completions) -> list[CompletionRecord]:
     return [record for record in completions["harmless"] if record.answer_found is not None]
 
 
-def _found(records: Sequence[CompletionRecord]) -> list[bool | None]:
-    return [record.answer_found for record in records]
+def _accuracy(records: Sequence[CompletionRecord]) -> Rate:
+    return rate([record.answer_found for record in records]).model_copy(update={"judge": _ANSWER_RULE})
 
 
 def next_token_logits(chat: ChatModel, prompts: Sequence[str], *, batch_size: int = 64) -> Tensor:

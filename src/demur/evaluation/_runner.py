@@ -10,12 +10,16 @@ from demur.evaluation._judge import Judge
 from demur.interventions import Intervention, in_shipped_form
 from demur.models import ChatModel, Completion, length_sorted_batches
 from demur.prompts import Prompt
-from demur.records import CompletionRecord, JsonLines, canonical_json
+from demur.records import PLAIN, CompletionRecord, JsonLines, JudgeIdentity, canonical_json
 from demur.types import Progress, SilentProgress, Split
 
 
 class Asking(Protocol):
     """How prompts are put to a model, where that is not the plain greedy answer to the rendered prompt."""
+
+    @property
+    def name(self) -> str:
+        """For the record."""
 
     @property
     def fingerprint(self) -> str:
@@ -68,7 +72,7 @@ class Runner:
             condition: name of the condition for the record, such as `records.BASE_MODEL`.
             split: the split that the prompts belong to.
             intervention: the change to the model, if any.
-            asking: how the prompts are put to the model, if not plainly.
+            asking: how the prompts are put to the model, if not plainly; its `name` goes into the record.
             folded: fold the intervention into the weights (what an export ships) instead of using hooks.
             keep_text: whether the record keeps the text of answers to harmful prompts.
             record: False keeps the records out of the store and of memory: for measurements of an attack.
@@ -82,7 +86,7 @@ class Runner:
             with context:
                 for batch in self._batches(prompts, keys):
                     answers = self._answers([prompts[index].text for index in batch], asking)
-                    fresh = self._judged(prompts, batch, answers, keys, condition, split, keep_text=keep_text)
+                    fresh = self._judged(prompts, batch, answers, keys, condition, asking, split, keep_text=keep_text)
                     fresh = [each for each in fresh if each.key not in done]
                     done.update((each.key, each) for each in fresh)
                     if record:
@@ -133,6 +137,7 @@ class Runner:
         answers: Sequence[Completion],
         keys: Sequence[str],
         condition: str,
+        asking: Asking | None,
         split: Split,
         *,
         keep_text: bool,
@@ -149,12 +154,15 @@ class Runner:
                 prompt_sha256=prompt.sha256,
                 prompt=prompt.text,
                 intervention=condition,
+                condition=PLAIN if asking is None else asking.name,
                 completion=answer.text if keep_text or prompt.label != "harmful" else None,
                 n_tokens=answer.n_tokens,
                 ended=answer.ended,
                 verdict=judgement.verdict,
+                judge=JudgeIdentity(id=self.judge.id, version=self.judge.version),
                 score=judgement.score,
                 degenerate=judgement.degenerate,
+                harm=judgement.harm,
                 answer_found=None if prompt.answer is None else contains_answer(answer.text, prompt.answer),
             )
             for index, prompt, answer, judgement in zip(batch, asked, answers, judgements, strict=True)

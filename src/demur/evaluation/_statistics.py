@@ -4,10 +4,11 @@ Everything here works on plain flags and numbers: it knows nothing about models,
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
@@ -16,6 +17,8 @@ from demur.records import Mean, PairedComparison, Rate
 
 CONFIDENCE = 0.95
 """Two-sided confidence of every interval that demur reports unless it says otherwise."""
+
+Number = TypeVar("Number", float, NDArray[np.float64])
 
 
 class Interval(NamedTuple):
@@ -37,7 +40,7 @@ def rate(verdict_flags: Sequence[bool | None], *, degenerate: int = 0) -> Rate:
     """
     judged = [flag for flag in verdict_flags if flag is not None]
     k, n = sum(judged), len(judged)
-    interval = _proportion_interval(k, n, confidence=CONFIDENCE, method="wilson")
+    interval = wilson_interval(k, n, quantile=normal_quantile(CONFIDENCE))
     return Rate(
         k=k,
         n=n,
@@ -60,17 +63,28 @@ def clopper_pearson(k: int, n: int, *, confidence: float = CONFIDENCE) -> Interv
     Raises:
         InputError: k is not between 0 and n, or the confidence is not between 0 and 1.
     """
-    return _proportion_interval(k, n, confidence=confidence, method="exact")
-
-
-def _proportion_interval(k: int, n: int, *, confidence: float, method: str) -> Interval:
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not 0 <= k <= n:
         raise InputError(f"a rate counts k of n prompts with 0 <= k <= n; got k={k}, n={n}.")
     if n == 0:
         return Interval(0.0, 1.0)
-    found = binomtest(k, n).proportion_ci(confidence_level=confidence, method=method)
+    found = binomtest(k, n).proportion_ci(confidence_level=confidence, method="exact")
     return Interval(float(found.low), float(found.high))
+
+
+def wilson_interval(k: float, n: float, *, quantile: float) -> Interval:
+    """Score interval of a share (Wilson 1927). Counts may be fractional, and the quantile that of another law."""
+    if n == 0:
+        return Interval(0.0, 1.0)
+    share, excess = k / n, quantile**2 / n
+    centre = (share + excess / 2) / (1 + excess)
+    half = math.sqrt(max(share * (1 - share), 0.0) * excess + excess**2 / 4) / (1 + excess)
+    return Interval(max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def normal_quantile(confidence: float) -> float:
+    """Quantile of the normal law that leaves half of 1 - confidence above it: 1.96 for 0.95."""
+    return float(norm.ppf((1 + confidence) / 2))
 
 
 def paired_comparison(
@@ -91,7 +105,7 @@ def paired_comparison(
     Raises:
         InputError: the two runs have different lengths, or the confidence is not between 0 and 1.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if len(before) != len(after):
         raise InputError(
             f"a paired comparison needs both runs on the same prompts; got {len(before)} before and {len(after)} after."
@@ -127,15 +141,19 @@ def tango_interval(n: float, lost: float, gained: float, *, confidence: float = 
     Raises:
         InputError: a count is negative, lost + gained exceeds n, or the confidence is not between 0 and 1.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
+    return score_interval(n, lost, gained, quantile=normal_quantile(confidence))
+
+
+def score_interval(n: float, lost: float, gained: float, *, quantile: float) -> Interval:
+    """`tango_interval` for a quantile that need not be the normal one."""
     # Scaled fractional counts may exceed n by rounding alone; 1e-9 pairs cannot change an interval.
     if lost < 0 or gained < 0 or lost + gained > n + 1e-9:
         raise InputError(f"lost and gained are parts of n pairs; got n={n}, lost={lost}, gained={gained}.")
     if n == 0:
         return Interval(-1.0, 1.0)
-    z = float(norm.ppf((1 + confidence) / 2))
     # The lower end is minus the upper end with the two runs swapped: one search serves both.
-    return Interval(-_tango_upper(n, gained, lost, z), _tango_upper(n, lost, gained, z))
+    return Interval(-_tango_upper(n, gained, lost, quantile), _tango_upper(n, lost, gained, quantile))
 
 
 def _tango_upper(n: float, lost: float, gained: float, z: float) -> float:
@@ -145,7 +163,7 @@ def _tango_upper(n: float, lost: float, gained: float, z: float) -> float:
 
     def excess(difference: float) -> float:
         """Squared score statistic minus z squared, times the variance: its root above the estimate is the bound."""
-        return float((gained - lost - n * difference) ** 2 - z**2 * _score_variance(n, lost, gained, difference))
+        return float((gained - lost - n * difference) ** 2 - z**2 * score_variance(n, lost, gained, difference))
 
     # Without discordant pairs the estimate itself is a second root, as its variance is 0: start just above it.
     start = estimate + 1e-12
@@ -160,13 +178,45 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return float(brentq(function, low, high, xtol=1e-12))
 
 
-def _score_variance(n: float, lost: float, gained: float, difference: float) -> float:
-    """Variance of gained - lost under a true `difference`, at the constrained maximum likelihood (Tango's q21)."""
+def score_variance(n: float, lost: Number, gained: Number, difference: float) -> Number:
+    """Variance of gained - lost under a true `difference`, at the constrained maximum likelihood (Tango's q21).
+
+    The counts may be arrays. Rounding can make a zero negative: (x + |x|) / 2 is max(x, 0) for numbers and arrays.
+    """
     a = 2 * n
     b = -gained - lost + (2 * n - gained + lost) * difference
-    c = -lost * difference * (1 - difference)
-    probability_lost = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    return max(n * (2 * probability_lost + difference * (1 - difference)), 0.0)
+    c = -lost * (difference * (1 - difference))
+    square = b * b - 4 * a * c
+    root: Number = ((square + abs(square)) / 2) ** 0.5
+    probability_lost = (root - b) / (2 * a)
+    variance = n * (2 * probability_lost + difference * (1 - difference))
+    return (variance + abs(variance)) / 2
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values adjusted for being several (Holm 1979): those below alpha hold together at the level alpha.
+
+    It controls the chance of any false claim among the metrics, whatever their dependence, and is never weaker than
+    Bonferroni's.
+
+    Args:
+        p_values: By name of the metric, between 0 and 1.
+
+    Returns:
+        Adjusted p-values under the same names, in the order given.
+
+    Raises:
+        InputError: a p-value is not between 0 and 1.
+    """
+    for name, value in p_values.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"a p-value lies between 0 and 1; that of {name!r} is {value}.")
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda each: p_values[each])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int, resamples: int = 2000) -> Mean:
@@ -206,6 +256,7 @@ def bootstrap_mean(values: Sequence[float], *, seed: int, resamples: int = 2000)
     )
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that is no share, such as 95."""
     if not 0 < confidence < 1:
         raise InputError(f"a confidence lies between 0 and 1, such as 0.95; got {confidence}.")

@@ -11,6 +11,7 @@ from demur.interventions._intervention import (
     adding_rows,
     in_shipped_form,
 )
+from demur.interventions._rounding import RoundedWeights, round_to_nearest
 from demur.interventions._sharded import Edits, edits_of, load_edits, save_edits, write_merged_sharded
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DirectionalAblation",
     "Edits",
     "Intervention",
+    "RoundedWeights",
     "ablating_rows",
     "adding_rows",
     "edits_of",
@@ -27,6 +29,7 @@ __all__ = [
     "judge_exactness",
     "load_edits",
     "measure_equivalence",
+    "round_to_nearest",
     "save_edits",
     "write_adapter",
     "write_merged",

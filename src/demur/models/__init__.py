@@ -3,6 +3,8 @@
 from demur.models._chat_model import ChatModel, length_sorted_batches
 from demur.models._chat_template import ChatTemplate
 from demur.models._checkpoint import checkpoint_folder
+from demur.models._classifier import ClassifierModel, load_classifier
+from demur.models._contrastive import contrasted_logits, contrastive_answers, contrastive_next_token_logits
 from demur.models._generation import Completion
 from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_parameters
 from demur.models._layout import Layout, Writer, WriteSite, discover_layout
@@ -14,6 +16,7 @@ __all__ = [
     "BlockErrors",
     "ChatModel",
     "ChatTemplate",
+    "ClassifierModel",
     "Completion",
     "ExportFormat",
     "Layout",
@@ -23,12 +26,16 @@ __all__ = [
     "Writer",
     "block_errors",
     "checkpoint_folder",
+    "contrasted_logits",
+    "contrastive_answers",
+    "contrastive_next_token_logits",
     "discover_layout",
     "hook_count",
     "hooked",
     "last_stream",
     "length_sorted_batches",
     "load_chat_model",
+    "load_classifier",
     "probe_layout",
     "reading_inputs",
     "reload_answers",

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from demur.errors import LayoutError, ModelError
 from demur.models._chat_template import ChatTemplate
-from demur.models._generation import Completion, end_tokens, forward_inputs, generate_greedy, last_logits, pad_batch
+from demur.models._generation import (
+    Completion,
+    end_tokens,
+    forward_inputs,
+    generate_answers,
+    last_logits,
+    logits_at_end,
+    pad_batch,
+)
 from demur.models._hooks import model_device
 from demur.models._layout import Layout, discover_layout
 from demur.models._probe import ProbeResult, probe_layout
@@ -93,10 +101,7 @@ class ChatModel:
     @property
     def pad_token(self) -> int:
         """The padding token; where there is none, the end token stands in (it is masked anyway)."""
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
-            if token is not None:
-                return int(token)
-        return 0
+        return pad_token_of(self.tokenizer)
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -105,7 +110,7 @@ class ChatModel:
         return ModelIdentity(
             id=self.name,
             revision=self.revision,
-            content_hash=self._content_hash(),
+            content_hash=content_hash(self.model, self.tokenizer),
             architecture=type(self.model).__name__,
             dtype=str(parameters[0].dtype).removeprefix("torch."),
             n_parameters=sum(parameter.numel() for parameter in parameters),
@@ -113,19 +118,6 @@ class ChatModel:
             d_model=self.layout.d_model,
             chat_template_sha256=hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
         )
-
-    def _content_hash(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        digest.update(str(self.tokenizer.chat_template).encode())
-        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        # What the same weights compute depends on the config too: rope, norms, windows, the tokens that end an answer.
-        settings = _without_provenance(self.model.config.to_dict())
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        digest.update(repr(sorted(end_tokens(self.model, self.tokenizer))).encode())
-        return digest.hexdigest()
 
     def encode(self, prompts: Iterable[str]) -> list[list[int]]:
         """Rendered and tokenized prompts."""
@@ -147,11 +139,27 @@ class ChatModel:
             ModelError: a logit is NaN and `check` is on. (Some models mask tokens with minus infinity on purpose.)
         """
         logits = last_logits(self.model, batch)
-        if check and torch.isnan(logits).any():
+        if check:
+            self._refuse_nan(torch.isnan(logits))
+        return logits
+
+    def _refuse_nan(self, found: Tensor) -> None:
+        if found.any():
             raise ModelError(
                 f"{self.name}: the model's logits are NaN. Half precision overflows in some models: load it with "
                 "--dtype bfloat16 or --dtype float32; if that does not help, the weights are damaged."
             )
+
+    def logits_at_end(self, batch: dict[str, Tensor], *, count: int) -> Tensor:
+        """Logits at the last `count` positions of a left-padded batch, [batch, count, vocabulary], in its own dtype.
+
+        Those of padding are without meaning, and NaN in some models.
+
+        Raises:
+            ModelError: a logit of a real token is NaN.
+        """
+        logits = logits_at_end(self.model, batch, count=count)
+        self._refuse_nan(torch.isnan(logits).any(-1) & batch["attention_mask"][:, -count:].bool().to(logits.device))
         return logits
 
     def greedy_tokens(self, inputs: dict[str, Tensor], *, count: int) -> list[int]:
@@ -167,9 +175,35 @@ class ChatModel:
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
         """Greedy answers to one batch of prompts, in their order."""
-        return generate_greedy(
-            self.model, self.tokenizer, self.encode(prompts), pad=self.pad_token, max_new_tokens=max_new_tokens
+        return self.answers(self.encode(prompts), max_new_tokens=max_new_tokens)
+
+    def answers(
+        self, sequences: Sequence[Sequence[int]], *, max_new_tokens: int, seeds: Sequence[int] | None = None
+    ) -> list[Completion]:
+        """What the model goes on with after each sequence of token ids: greedy, or sampled with one seed for each."""
+        return generate_answers(
+            self.model, self.tokenizer, sequences, pad=self.pad_token, max_new_tokens=max_new_tokens, seeds=seeds
         )
+
+
+def content_hash(model: Any, tokenizer: Any) -> str:
+    """SHA-256 of all that decides what a model answers: weights, config, vocabulary, chat template."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(str(tokenizer.chat_template).encode())
+    digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+    # What the same weights compute depends on the config too: rope, norms, windows, the tokens that end an answer.
+    settings = _without_provenance(model.config.to_dict())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(repr(sorted(end_tokens(model, tokenizer))).encode())
+    return digest.hexdigest()
+
+
+def pad_token_of(tokenizer: Any) -> int:
+    """The padding token; where there is none, the end token stands in (it is masked anyway)."""
+    return next(int(token) for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
 
 
 def _refuse_adapters(model: nn.Module) -> None:

@@ -39,6 +39,8 @@ class ChatTemplate:
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     response_prefix: str = ""
+    earlier: tuple[tuple[str, str], ...] = ()
+    """Turns before the prompt, as (role, text)."""
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -75,10 +77,10 @@ class ChatTemplate:
             raise ModelError(f"{error}{self._hint()}") from error
 
     def _apply(self, prompt: str, system: str | None, *, in_parts: bool) -> str:
-        texts = {"user": prompt} if system is None else {"system": system, "user": prompt}
+        first = () if system is None else (("system", system),)
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
-            for role, text in texts.items()
+            for role, text in (*first, *self.earlier, ("user", prompt))
         ]
         try:
             text = self.tokenizer.apply_chat_template(

@@ -1,13 +1,14 @@
-"""Batched greedy generation and last-position logits. Knows nothing about refusal."""
+"""Batched generation and last-position logits. Knows nothing about refusal."""
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from demur.models._hooks import model_device
 
@@ -21,6 +22,8 @@ class Completion:
     """Generated tokens, the end token not counted."""
     ended: bool
     """Whether the model ended the answer itself, within the limit."""
+    tokens: tuple[int, ...] = field(default=(), compare=False)
+    """The generated token ids, with the end token where there was one."""
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], *, pad: int, side: str, device: torch.device) -> dict[str, Tensor]:
@@ -56,29 +59,75 @@ def forward_inputs(model: nn.Module, batch: dict[str, Tensor], *, last_logits_on
     return inputs
 
 
+def logits_at_end(model: nn.Module, batch: dict[str, Tensor], *, count: int) -> Tensor:
+    """Logits at the last `count` positions of a left-padded batch, [batch, count, vocabulary], as the model gives them.
+
+    Where the model can, no others are computed.
+    """
+    inputs = forward_inputs(model, batch)
+    if "logits_to_keep" in inputs:
+        inputs["logits_to_keep"] = count
+    with torch.no_grad():
+        logits: Tensor = model(**inputs).logits[:, -count:]
+    return logits
+
+
 def last_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Logits of the token after each row of a left-padded batch, [batch, vocabulary], in float32 or wider."""
-    with torch.no_grad():
-        logits: Tensor = model(**forward_inputs(model, batch)).logits[:, -1]
+    logits = logits_at_end(model, batch, count=1)[:, -1]
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def generate_greedy(
-    model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], *, pad: int, max_new_tokens: int
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    sequences: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    max_new_tokens: int,
+    seeds: Sequence[int] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> list[Completion]:
-    """Greedy answers to one batch of rendered prompts, left-padded, with the model's own end tokens.
+    """Answers to one batch of rendered prompts, left-padded, with the model's own end tokens.
 
     The checkpoint's sampling defaults (temperature, penalties) are not used, so an answer depends on the model alone.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        sequences: token ids of each prompt.
+        pad: the padding token.
+        max_new_tokens: longest answer.
+        seeds: one per prompt: sample at temperature 1 instead of taking the likeliest token. An answer then depends on
+            its prompt and seed, not on the batch it is in.
+        processors: change the logits of each step, before any noise.
     """
     batch = pad_batch(sequences, pad=pad, side="left", device=model_device(model))
     ends = end_tokens(model, tokenizer)
     config = type(model.generation_config)(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
+    noise = [] if seeds is None else [_GumbelNoise(seeds)]
+    changed = LogitsProcessorList([*processors, *noise])
     with torch.no_grad(), _without_defaults(model):
-        output = model.generate(**batch, generation_config=config)
+        output = model.generate(**batch, generation_config=config, logits_processor=changed)
     width = batch["input_ids"].shape[1]
     return [completion_of(row, tokenizer, ends) for row in output[:, width:].tolist()]
+
+
+class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+    """Adds seeded Gumbel noise, row by row: the likeliest token is then a sample at temperature 1 (Gumbel 1954).
+
+    Unlike `do_sample`, it leaves the process-wide random numbers alone, and padding and batching change nothing.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = torch.stack([torch.rand(scores.shape[-1], generator=each) for each in self._generators])
+        tiny = torch.finfo(noise.dtype).tiny
+        return scores.float() - torch.log(-torch.log(noise.clamp_min(tiny))).to(scores.device)
 
 
 @contextmanager
@@ -106,4 +155,4 @@ def completion_of(row: Sequence[int], tokenizer: Any, ends: set[int]) -> Complet
     length = next((index for index, token in enumerate(row) if token in ends), None)
     kept = list(row if length is None else row[:length])
     text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return Completion(text, len(kept), length is not None)
+    return Completion(text, len(kept), length is not None, tuple(row if length is None else row[: length + 1]))

@@ -55,6 +55,27 @@ def load_chat_model(
         ModelError: the model, its weights, its tokenizer or its chat template cannot be loaded.
         LayoutError: its writers cannot be found or proved.
     """
+    model, tokenizer, commit = load_parts(
+        model_id,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        needs_chat_template=True,
+    )
+    template = ChatTemplate(tokenizer, system, dict(template_options or {}), response_prefix)
+    if unused := template.unused_options():
+        raise ModelError(
+            f"{model_id}: its chat template has no variable {unused[0]!r}, so --template-option {unused[0]}=... would "
+            "change nothing. Leave it out, or look up the name in the template."
+        )
+    return ChatModel(model, tokenizer, model_id, commit, template)
+
+
+def load_parts(
+    model_id: str, *, revision: str | None, dtype: str, device: str, trust_remote_code: bool, needs_chat_template: bool
+) -> tuple[Any, Any, str | None]:
+    """The model, its tokenizer and the hub commit; arguments and errors are those of `load_chat_model`."""
     if dtype != "auto" and dtype not in _DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; type one of: auto, {', '.join(_DTYPES)}.")
     _check_device(device)
@@ -65,6 +86,11 @@ def load_chat_model(
     base_id, base_revision = (model_id, revision) if adapter is None else (adapter.base, adapter.base_revision)
     _check_folder(base_id)
     tokenizer = _load_tokenizer(model_id, base_id, {**shared, "revision": revision}, base_revision)
+    if needs_chat_template and not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"{model_id}: the tokenizer has no chat template, so this looks like a base model. Use its chat (instruct) "
+            "version, or save a `chat_template` with its tokenizer."
+        )
     shared["revision"] = base_revision
     config = _load(base_id, "config", AutoConfig.from_pretrained, shared)
     if getattr(config, "is_encoder_decoder", False):
@@ -73,13 +99,7 @@ def load_chat_model(
     commit = getattr(config, "_commit_hash", None)
     if adapter is not None:
         model, commit = _merge(model, model_id, revision), adapter.commit
-    template = ChatTemplate(tokenizer, system, dict(template_options or {}), response_prefix)
-    if unused := template.unused_options():
-        raise ModelError(
-            f"{model_id}: its chat template has no variable {unused[0]!r}, so --template-option {unused[0]}=... would "
-            "change nothing. Leave it out, or look up the name in the template."
-        )
-    return ChatModel(model, tokenizer, model_id, commit, template)
+    return model, tokenizer, commit
 
 
 @dataclass(frozen=True)
@@ -157,11 +177,6 @@ def _load_tokenizer(model_id: str, base_id: str, options: dict[str, Any], base_r
         path = _find_file(model_id, "chat_template.json", options["revision"])
         if path is not None:
             tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8")).get("chat_template")
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            f"{model_id}: the tokenizer has no chat template, so this looks like a base model. Use its chat (instruct) "
-            "version, or save a `chat_template` with its tokenizer."
-        )
     return tokenizer
 
 

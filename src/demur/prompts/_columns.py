@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from demur.errors import PromptError
-from demur.prompts._source import Source
+from demur.prompts._source import Source, Wanted
 
 PROMPT_COLUMNS = ("prompt", "instruction", "goal", "behavior", "question", "text")
 """Names under which published sets keep their prompts; letter case does not count."""
@@ -24,10 +24,12 @@ class Columns:
     split: str | None
     category: str | None
     answer: str | None
+    others: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
-        """Those that exist."""
-        return [name for name in (self.prompt, self.split, self.category, self.answer) if name is not None]
+        """Those that exist, each once."""
+        every = (self.prompt, self.split, self.category, self.answer, *self.others)
+        return list(dict.fromkeys(name for name in every if name is not None))
 
 
 def shown_name(name: str) -> str:
@@ -54,6 +56,8 @@ def find_columns(names: Sequence[str], source: Source) -> Columns:
     Raises:
         PromptError: the prompt column is missing or ambiguous, or another column comes twice.
     """
+    if source.wanted is not None:
+        return _wanted_columns(names, source.wanted, source)
     prompt = _named_column(names, source) if source.column is not None else _known_column(names, source)
     others = [name for name in names if name != prompt]
     return Columns(
@@ -61,6 +65,28 @@ def find_columns(names: Sequence[str], source: Source) -> Columns:
         split=_optional_column(others, ("split",), source),
         category=_optional_column(others, ("category",), source),
         answer=_optional_column(others, ("answer", "expected"), source),
+    )
+
+
+def column_called(wanted: str, names: Sequence[str]) -> str | None:
+    """The column of this name as the source writes it; letter case does not count."""
+    return next((name for name in names if _key(name) == _key(wanted)), None)
+
+
+def _wanted_columns(names: Sequence[str], wanted: Wanted, source: Source) -> Columns:
+    found = [column for one in wanted.prompt if (column := column_called(one, names)) is not None]
+    if not found:
+        raise PromptError(
+            f"{source.name}: there is no column {' or '.join(map(repr, wanted.prompt))}; the columns are "
+            f"{shown_names(names)}. {wanted.hint}"
+        )
+    others = (column_called(one, names) for one in wanted.others)
+    return Columns(
+        prompt=found[0],
+        split=None,
+        category=None if wanted.category is None else column_called(wanted.category, names),
+        answer=None,
+        others=tuple(column for column in others if column is not None),
     )
 
 

@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face Hub into tables, through the `datasets` library and its cache."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ _GATED = {"GatedRepoError"}
 _NOT_FOUND = {"DatasetNotFoundError", "RepositoryNotFoundError"}
 _REVISION = {"RevisionNotFoundError", "RevisionResolutionError"}
 _NO_NETWORK = {"ConnectionError", "OfflineModeIsEnabled", "TimeoutError", "TransportError", "Timeout"}
-
-_BY_FILE = "download the file elsewhere and give its path"
 
 
 def read_hub(source: HubSource) -> Table:
@@ -39,7 +38,9 @@ def read_hub(source: HubSource) -> Table:
     try:
         values = data.select_columns(chosen.names()).to_list()
     except Exception as error:  # decoding a column runs code of any library
-        raise PromptError(f"{source.name}: the rows cannot be read: {_detail(error)}. To go on, {_BY_FILE}.") from error
+        raise PromptError(
+            f"{source.name}: the rows cannot be read: {_detail(error)}. To go on, {source.instead}."
+        ) from error
     return Table("row", [Row(number, value) for number, value in enumerate(values, start=1)], tuple(names))
 
 
@@ -54,7 +55,14 @@ def _load(source: HubSource) -> Any:
             "or the path of the file itself."
         )
     try:
-        data = datasets.load_dataset(source.dataset, name=source.config, split=source.split, revision=source.revision)
+        with _no_progress_bars():
+            data = datasets.load_dataset(
+                source.dataset,
+                name=source.config,
+                split=source.split,
+                revision=source.revision,
+                **dict(source.reader),
+            )
     except Exception as error:  # builders raise whatever the library under them does
         raise PromptError(_explain(error, source)) from error
     if not isinstance(data, dict):
@@ -68,14 +76,30 @@ def _load(source: HubSource) -> Any:
     return next(iter(data.values()))
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The bars of `datasets` and of its downloads would write over the console's own."""
+    import datasets  # noqa: PLC0415 - start-up time
+    from huggingface_hub import utils  # noqa: PLC0415 - start-up time
+
+    shown = [library for library in (datasets, utils) if not library.are_progress_bars_disabled()]
+    for library in shown:
+        library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bars()
+
+
 def _explain(error: Exception, source: HubSource) -> str:
     kinds = {base.__name__ for cause in _chain(error) for base in type(cause).__mro__}
     page = f"https://huggingface.co/datasets/{source.dataset}"
     detail = _detail(error)
     if kinds & _GATED or "gated dataset" in detail:
         return (
-            f"{source.name}: the dataset is gated. Accept its terms at {page}, then log in with `hf auth login`; "
-            f"or {_BY_FILE}."
+            f"{source.name}: the dataset is gated. Accept its terms at {page}, then log in with `hf auth login` or set "
+            f"HF_TOKEN; or {source.instead}."
         )
     if kinds & _REVISION or detail.startswith("Revision "):
         return (
@@ -85,12 +109,12 @@ def _explain(error: Exception, source: HubSource) -> str:
     if kinds & _NOT_FOUND:
         return (
             f"{source.name}: no such dataset on the Hub, or a private one. Check the name at {page}; where it is "
-            f"private, log in with `hf auth login`; or {_BY_FILE}."
+            f"private, log in with `hf auth login`; or {source.instead}."
         )
     if kinds & _NO_NETWORK:
         return (
             f"{source.name}: the Hub cannot be reached, and the dataset is not in the local cache ({detail}). Check "
-            f"the network and the variables HF_HUB_OFFLINE and HF_ENDPOINT; or {_BY_FILE}."
+            f"the network and the variables HF_HUB_OFFLINE and HF_ENDPOINT; or {source.instead}."
         )
     return f"{source.name}: {_wrong_option(detail, source)}"
 
@@ -103,7 +127,7 @@ def _wrong_option(detail: str, source: HubSource) -> str:
         return f"there is no config {source.config!r} ({detail}). Give one of them as {_config_form(source)}."
     if "Config name is missing" in detail:
         return f"the dataset has several configs ({detail}). Give one of them as {_config_form(source)}."
-    return f"`datasets` cannot load it: {detail}. To go on, {_BY_FILE}."
+    return f"`datasets` cannot load it: {detail}. To go on, {source.instead}."
 
 
 def _config_form(source: HubSource) -> str:

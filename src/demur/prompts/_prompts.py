@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import get_args
 
 from demur.errors import PromptError
+from demur.prompts._similarity import comparison_text
 from demur.records import PromptSetIdentity, canonical_json
 from demur.types import PromptLabel, Split
 
@@ -42,6 +43,11 @@ class Prompt:
     def sha256(self) -> str:
         """Sha256 of the normalised text, 64 hex digits: how records, splits and leakage checks know the prompt."""
         return hashlib.sha256(normalise(self.text).encode()).hexdigest()
+
+    @cached_property
+    def comparison_text(self) -> str:
+        """The text by which copies are found: NFKC, case folded, no punctuation. The hash stays the identity."""
+        return comparison_text(self.text)
 
     def __repr__(self) -> str:
         """The label and `shown`, so that a traceback never quotes a harmful prompt."""

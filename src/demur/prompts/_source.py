@@ -1,8 +1,8 @@
-"""What the user may write where a prompt source is asked for: `path`, `path:column` or `hf://...`. Opens nothing."""
+"""What the user may write for a prompt source: a path, `hf://`, `set:`, `mix:`, `demur:`. Opens nothing."""
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -22,9 +22,25 @@ FORMATS: dict[str, str] = {
 }
 """Which reader a file name's end asks for."""
 
+BUNDLED = ("harmful", "harmless", "borderline")
+"""The sets that ship with demur, as `demur:NAME`."""
+
 _HUB_OPTIONS = ("split", "column", "revision", "config")
 _HUB_SHAPE = "hf://OWNER/NAME[/CONFIG][?split=SPLIT&column=COLUMN&revision=REVISION]"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns of a published set, by the names that its files give them."""
+
+    prompt: tuple[str, ...]
+    """The first that a file has holds the prompts."""
+    category: str | None
+    others: tuple[str, ...]
+    """Columns that choose the rows or complete the prompt; read where they exist."""
+    hint: str
+    """For the message where no prompt column is found."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,7 @@ class FileSource:
     given: str
     path: Path
     column: str | None = None
+    wanted: Wanted | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +72,11 @@ class HubSource:
     split: str | None = None
     column: str | None = None
     revision: str | None = None
+    wanted: Wanted | None = None
+    reader: tuple[tuple[str, str | bool], ...] = ()
+    """Options for the reader of `datasets`, where the file is not read right without."""
+    instead: str = "download the file elsewhere and give its path"
+    """What to do where the Hub does not give the dataset."""
 
     @property
     def name(self) -> str:
@@ -77,15 +99,44 @@ class HubSource:
         return self.with_options(column=column)
 
 
+@dataclass(frozen=True)
+class SetSource:
+    """A published set, from the Hub or from a local copy of its file."""
+
+    given: str
+    set: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class MixSource:
+    """A named mix of published sets, with a folder of local copies if there is one."""
+
+    given: str
+    mix: str
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class BundledSource:
+    """A set that ships with demur."""
+
+    given: str
+    set: str
+
+
 Source = FileSource | HubSource
 
 
-def parse_source(given: str) -> Source:
+def parse_source(given: str) -> Source | SetSource | MixSource | BundledSource:
     """Read what the user typed.
 
     Raises:
         PromptError: it is empty, an address of another kind, a bad hf:// address, or ends in a bare colon.
     """
+    kind, colon, named = given.strip().partition(":")
+    if colon and not named.startswith("//") and kind.casefold() in _NAMED:
+        return _NAMED[kind.casefold()](given, named)
     if not given.strip():
         raise PromptError("the prompt source is empty; give a file such as prompts.jsonl, or " + _HUB_SHAPE + ".")
     scheme, mark, rest = given.partition("://")
@@ -97,6 +148,41 @@ def parse_source(given: str) -> Source:
             f"or give a dataset of the Hub as {_HUB_SHAPE}."
         )
     return _parse_file(given)
+
+
+def _parse_set(given: str, rest: str) -> SetSource:
+    name, equals, path = rest.partition("=")
+    if not name.strip() or (equals and not path.strip()):
+        raise PromptError(
+            f"{given}: this does not name a set. Give set:NAME, or set:NAME=PATH for a local copy of its file; "
+            "`demur prompts list` shows the names."
+        )
+    return SetSource(given, name.strip().casefold(), _path(path.strip()) if equals else None)
+
+
+def _parse_mix(given: str, rest: str) -> MixSource:
+    name, mark, query = rest.partition("?")
+    key, _, folder = query.partition("=")
+    if not name.strip() or (mark and (key != "dir" or not folder.strip())):
+        raise PromptError(
+            f"{given}: this does not name a mix. Give mix:NAME, or mix:NAME?dir=FOLDER with a folder of local copies; "
+            "`demur prompts list` shows the names."
+        )
+    return MixSource(given, name.strip().casefold(), _path(folder.strip()) if mark else None)
+
+
+def _parse_bundled(given: str, rest: str) -> BundledSource:
+    if rest.strip().casefold() not in BUNDLED:
+        names = ", ".join(f"demur:{name}" for name in BUNDLED)
+        raise PromptError(f"{given}: demur ships no such set; it ships {names}.")
+    return BundledSource(given, rest.strip().casefold())
+
+
+_NAMED: dict[str, Callable[[str, str], SetSource | MixSource | BundledSource]] = {
+    "set": _parse_set,
+    "mix": _parse_mix,
+    "demur": _parse_bundled,
+}
 
 
 def _parse_file(given: str) -> FileSource:
@@ -179,7 +265,7 @@ def _bad_address(given: str, parts: list[str], bad: str | None, options: dict[st
     if option is None or not tail or not _HUB_NAME.fullmatch(name):
         return f"{message}: {bad!r} is not a name that the Hub allows. The form is {_HUB_SHAPE}."
     dataset = "/".join(name if part == bad else part for part in parts)
-    fixed = HubSource(given, dataset, None, *(options.get(key) for key in ("split", "column", "revision")))
+    fixed = HubSource(given, dataset, None, options.get("split"), options.get("column"), options.get("revision"))
     return f"{message}: {bad!r} is not a name. Give the {option} as {fixed.with_options(**{option: tail})}."
 
 

@@ -55,7 +55,7 @@ def assign_splits(
     assigned = given or [replace(prompt, split=_split_of(prompt, fractions)) for prompt in prompts.prompts]
     kept = _limited(assigned, limits)
     result = PromptSet(prompts.label, prompts.source, tuple(kept))
-    _check_sizes(result, minimum, None if given else fractions, total=len(prompts))
+    check_sizes(result, minimum, None if given else fractions, total=len(prompts))
     return result
 
 
@@ -103,9 +103,20 @@ def _check_numbers(limits: Mapping[Split, int], minimum: Mapping[Split, int]) ->
             )
 
 
-def _check_sizes(
+def check_sizes(
     prompts: PromptSet, minimum: Mapping[Split, int], fractions: tuple[float, float, float] | None, *, total: int
 ) -> None:
+    """Refuse a set with a split that is too small.
+
+    Args:
+        prompts: the set, with splits.
+        minimum: the fewest prompts that each split needs.
+        fractions: those by which the splits were made; None where the source named them.
+        total: prompts before any were left out.
+
+    Raises:
+        PromptError: with the splits that are too small, and how many prompts to supply.
+    """
     sizes = {name: sum(prompt.split == name for prompt in prompts.prompts) for name in SPLITS}
     short = [name for name in SPLITS if sizes[name] < minimum.get(name, 0)]
     if not short:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from demur.records._base import Record
+from demur.records._rates import JudgeIdentity
 from demur.types import PromptLabel, Split, Verdict
 
 BASE_MODEL = "none"
@@ -12,12 +13,15 @@ BASE_MODEL = "none"
 CALIBRATED_MODEL = "operating_point"
 """`CompletionRecord.intervention` of the calibrated model."""
 
+PLAIN = "plain"
+"""`CompletionRecord.condition` of a prompt that is asked as it is."""
+
 
 class RunRecord(Record):
     """`run.json`: what a run folder belongs to; written first. A call with other inputs refuses the folder."""
 
     schema_: Literal["demur.run/1"] = Field(default="demur.run/1", alias="schema")
-    kind: Literal["calibration", "evaluation"]
+    kind: Literal["calibration", "evaluation", "methods"]
     fingerprint: str
     """sha256 of everything below; the resume key of the folder."""
     model_id: str
@@ -82,15 +86,21 @@ class CompletionRecord(Record):
     prompt_sha256: str
     prompt: str
     intervention: str
-    """`none`, `operating_point`, or the name of another condition, such as `lambda=0.7`."""
+    """`none`, `operating_point`, or the name of another one, such as `lambda=0.7`."""
+    condition: str = PLAIN
+    """How the prompt was asked: `plain`, or a condition of pressure, such as `opening-5`."""
     completion: str | None
     """null where the text is not kept: answers to harmful prompts under conditions that are only searched."""
     n_tokens: int
     ended: bool
     """Whether the model ended its answer itself, within the token limit."""
     verdict: Verdict
+    judge: JudgeIdentity | None = None
+    """Who gave the verdict."""
     score: float
     degenerate: bool
+    harm: float | None = None
+    """Probability that the answer is harmful, where the judge says it."""
     answer_found: bool | None = None
     """Whether the expected answer is in the completion; null where the prompt carries none."""
 

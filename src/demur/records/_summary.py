@@ -5,49 +5,15 @@ from typing import Literal
 from pydantic import Field
 
 from demur.records._base import Record
+from demur.records._pressure import Pressure
+from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
 from demur.types import Decision, PromptLabel
 
-SUMMARY_SCHEMA: Literal["demur.summary/1"] = "demur.summary/1"
+SUMMARY_SCHEMA: Literal["demur.summary/2"] = "demur.summary/2"
 
 
 Foldability = Literal["exact", "exact_after_untying", "removed_not_identical", "runtime_only"]
 """How an edit of the weights compares with the same edit at run time; runtime_only: packed weights take none."""
-
-
-class Rate(Record):
-    """A share of prompts, with its two-sided 95 % Wilson interval."""
-
-    k: int
-    """Prompts counted."""
-    n: int
-    """Prompts judged (unjudged ones are not in n; see `unjudged`)."""
-    rate: float | None
-    """k / n; null where n is 0."""
-    low: float
-    high: float
-    unjudged: int = 0
-    """Prompts whose completion the judge could not judge."""
-    degenerate: int = 0
-    """Prompts whose completion was flagged empty, repetitive or garbled (they are also in n if judged)."""
-
-
-class BeforeAfter(Record):
-    """One rate of the base model and of the calibrated model, on the same test prompts."""
-
-    before: Rate
-    after: Rate | None = None
-    """null where nothing was applied (`demur evaluate` without a run)."""
-
-
-class Mean(Record):
-    """A mean over prompts with its two-sided 95 % interval (bootstrap over prompts, percentile)."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    largest: float
-    """The largest single value."""
 
 
 class Metrics(Record):
@@ -63,24 +29,6 @@ class Metrics(Record):
     """KL(base || calibrated), nats, of the next token at the last position of harmless test prompts."""
     task_accuracy: BeforeAfter | None = None
     """Share of harmless prompts with a known answer whose completion holds it; null where none carries one."""
-
-
-class PairedComparison(Record):
-    """After against before on the same prompts."""
-
-    n: int
-    """Pairs in which both completions were judged."""
-    lost: int
-    """Pairs that count before and not after (McNemar's b)."""
-    gained: int
-    """Pairs that count after and not before (McNemar's c)."""
-    difference: float
-    """after minus before, as a share of n."""
-    low: float
-    """Lower end of the two-sided 95 % score interval of the difference (Tango 1998)."""
-    high: float
-    p_value: float
-    """Exact two-sided McNemar test."""
 
 
 class Comparison(Record):
@@ -166,8 +114,9 @@ class DirectionCard(Record):
     """Block at whose input it was read, from 0."""
     norm: float
     """Euclidean norm of the difference in means."""
-    scores: dict[str, float]
-    """Validation scores of the candidate; refusal scores are log-odds, KL is in nats."""
+    scores: dict[str, Mean]
+    """Validation scores of the candidate over prompts; refusal scores are log-odds, KL is in nats, harmful_kept a
+    share."""
     n_candidates: int
     n_survivors: int
     n_fit: dict[str, int]
@@ -197,8 +146,8 @@ class LambdaPoint(Record):
     position: int | None
     """null where no candidate met the constraints at this lambda."""
     layer: int | None
-    kl_harmless: float | None = None
-    refusal_score_borderline: float | None = None
+    kl_harmless: Mean | None = None
+    refusal_score_borderline: Mean | None = None
     """Mean refusal score (log-odds) of borderline prompts under the ablation."""
     true_refusal_rate: Rate | None = None
     false_refusal_rate: Rate | None = None
@@ -223,13 +172,6 @@ class Mechanism(Record):
     """Control: a random direction ablated."""
     harmless_refusal_rate_random_added: Rate
     """Control: a random direction of the same norm added at the same layer."""
-
-
-class JudgeIdentity(Record):
-    """Who gave the verdicts."""
-
-    id: str
-    version: str
 
 
 class Rendering(Record):
@@ -272,7 +214,7 @@ class Provenance(Record):
 class Summary(Record):
     """The whole of summary.json."""
 
-    schema_: Literal["demur.summary/1"] = Field(default=SUMMARY_SCHEMA, alias="schema")
+    schema_: Literal["demur.summary/2"] = Field(default=SUMMARY_SCHEMA, alias="schema")
     kind: Literal["calibration", "evaluation"]
     model: ModelIdentity
     layout: LayoutSummary
@@ -288,6 +230,8 @@ class Summary(Record):
     mechanism: Mechanism | None = None
     metrics: Metrics
     comparison: Comparison | None = None
+    pressure: Pressure | None = None
+    """True refusals under pressure; null where that was not measured."""
     gate: Gate | None = None
     warnings: tuple[str, ...] = ()
     provenance: Provenance
@@ -301,6 +245,7 @@ class ExportRecord(Record):
     base_model: ModelIdentity
     operating_point: OperatingPoint
     metrics: Metrics
+    pressure: Pressure | None = None
     gate: Gate
     judge: JudgeIdentity
     layout: LayoutSummary

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from demur.reports._examples import ExampleGroup, borderline_examples
 from demur.reports._format import model_name
+from demur.reports._pressure import pressure_tables, pressure_words
 from demur.reports._provenance import missing_records, provenance_tables
 from demur.reports._records import RunRecords
 from demur.reports._sections import (
@@ -78,6 +79,7 @@ def build_document(run: RunRecords) -> Document:
     sections = (
         _results(run),
         _gate(run),
+        _pressure(run),
         _mechanism(run),
         _candidates(run),
         _projections(run),
@@ -121,6 +123,18 @@ def _gate(run: RunRecords) -> Section | None:
             f"A loss of less than {100 * run.summary.gate.margin:g} points of true refusals counts as none.",
         ),
         tables=(gate_table(run.summary.gate),),
+    )
+
+
+def _pressure(run: RunRecords) -> Section | None:
+    pressure = run.summary.pressure
+    if pressure is None:
+        return None
+    return Section(
+        name="pressure",
+        title="True refusals under pressure",
+        words=pressure_words(pressure),
+        tables=pressure_tables(pressure),
     )
 
 

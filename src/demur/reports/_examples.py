@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from demur.records import BASE_MODEL, CALIBRATED_MODEL, CompletionRecord
+from demur.records import BASE_MODEL, CALIBRATED_MODEL, PLAIN, CompletionRecord
 from demur.reports._format import shorten
 from demur.types import PromptLabel, Verdict
 
@@ -63,7 +63,7 @@ def paired_completions(completions: Sequence[CompletionRecord], label: PromptLab
     A hash order is the same in every run and has nothing to do with what the prompt says, so taking the first few of
     it is no choice by hand.
     """
-    wanted = [one for one in completions if one.label == label and one.split == "test"]
+    wanted = [one for one in completions if one.label == label and one.split == "test" and one.condition == PLAIN]
     after = {one.prompt_sha256: one for one in wanted if one.intervention == CALIBRATED_MODEL}
     before = {one.prompt_sha256: one for one in wanted if one.intervention == BASE_MODEL}
     return [Pair(before[key], after.get(key)) for key in sorted(before)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from demur.records import DirectionCard, LayoutSummary, ModelIdentity, OperatingPoint, Provenance, Rendering, Summary
 from demur.reports._format import number, token
 from demur.reports._records import RunRecords
-from demur.reports._tables import Cell, CellKind, Table
+from demur.reports._tables import Cell, CellKind, Table, plain_mean_cell
 
 _LAYOUT_WORDS = {
     "exact": "exact: the edit can be folded into the weights without a difference",
@@ -21,6 +21,7 @@ def missing_records(run: RunRecords) -> list[str]:
     summary = run.summary
     present = {
         "the gate": summary.gate,
+        "true refusals under pressure": summary.pressure,
         "the random control": summary.mechanism,
         "candidate scores": run.candidates,
         "projections": run.projections,
@@ -120,7 +121,10 @@ def _direction_table(name: str, card: DirectionCard) -> Table:
         ("Position", str(card.position), "text"),
         ("Token at that position", token(card.position_text), "code"),
         ("Norm of the difference in means", number(card.norm), "text"),
-        *((f"Validation {key.replace('_', ' ')}", number(value), "text") for key, value in sorted(card.scores.items())),
+        *(
+            (f"Validation {key.replace('_', ' ')}", str(plain_mean_cell(value)), "text")
+            for key, value in sorted(card.scores.items())
+        ),
         ("Candidates", f"{card.n_candidates}, of which {card.n_survivors} passed the filters", "text"),
         ("Prompts behind each mean", ", ".join(f"{key} {n}" for key, n in sorted(card.n_fit.items())), "text"),
     ]

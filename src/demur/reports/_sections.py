@@ -11,13 +11,14 @@ from demur.records import (
     CompletionRecord,
     Gate,
     LambdaPoint,
+    Mean,
     Mechanism,
     Metrics,
     ProjectionRecord,
 )
 from demur.reports._examples import VERDICT_WORDS, Pair, lost_true_refusals
 from demur.reports._format import bound, layer_and_position, number, short_hash, token
-from demur.reports._tables import Cell, SummaryRow, Table, or_dash, rate_cell
+from demur.reports._tables import Cell, SummaryRow, Table, or_dash, plain_mean_cell, rate_cell
 from demur.types import PromptLabel
 
 LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
@@ -141,14 +142,18 @@ def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
             Cell(layer_and_position(point.layer, point.position)),
             or_dash(rate_cell(point.true_refusal_rate)),
             or_dash(rate_cell(point.false_refusal_rate)),
-            Cell(number(point.refusal_score_borderline, 2), kind="number"),
-            Cell(number(point.kl_harmless), kind="number"),
+            _mean_or_dash(point.refusal_score_borderline),
+            _mean_or_dash(point.kl_harmless),
             Cell("chosen" if point.chosen else point.note),
         )
         for point in curve
     )
     columns = ("Lambda", "Direction", "True refusals", "False refusals", "Borderline score", "KL (nats)", "")
     return Table("Every lambda that was tried, on validation prompts", columns, rows)
+
+
+def _mean_or_dash(mean: Mean | None) -> Cell:
+    return or_dash(None if mean is None else plain_mean_cell(mean))
 
 
 def lost_refusals_table(completions: Sequence[CompletionRecord]) -> Table | None:

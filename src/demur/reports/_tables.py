@@ -95,8 +95,13 @@ def rate_cell(rate: Rate | None) -> Cell | None:
 
 def mean_cell(mean: Mean, *, unit: str) -> Cell:
     """A mean with its interval and its largest value."""
-    details = (f"n {mean.n}", f"{number(mean.low)} to {number(mean.high)}", f"largest {number(mean.largest)}")
-    return Cell(f"{number(mean.mean)} {unit}", details, "number")
+    plain = plain_mean_cell(mean)
+    return Cell(f"{plain.text} {unit}", (*plain.details, f"largest {number(mean.largest)}"), "number")
+
+
+def plain_mean_cell(mean: Mean) -> Cell:
+    """A mean with its interval, where the column or the row says the unit."""
+    return Cell(number(mean.mean), (f"n {mean.n}", f"{number(mean.low)} to {number(mean.high)}"), "number")
 
 
 def or_dash(cell: Cell | None) -> Cell:
@@ -113,13 +118,14 @@ def _rate_row(
         better=better,
         before=rate_cell(pair.before),
         after=rate_cell(pair.after),
-        difference=_difference_cell(paired) if paired is not None and measured else None,
+        difference=difference_cell(paired) if paired is not None and measured else None,
         p_value=p_value(paired.p_value) if paired is not None and measured else None,
         notes=_notes(pair),
     )
 
 
-def _difference_cell(paired: PairedComparison) -> Cell:
+def difference_cell(paired: PairedComparison) -> Cell:
+    """After minus before in points, with its interval and the pairs that changed."""
     interval = f"{points(paired.low)} to {points(paired.high)}"
     changed = f"{paired.gained} gained, {paired.lost} lost"
     return Cell(f"{points(paired.difference)} points", (interval, changed), "number")

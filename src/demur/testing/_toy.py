@@ -25,9 +25,16 @@ def toy_prompts(label: PromptLabel) -> str:
 
 
 def toy_prompt_sets() -> dict[PromptLabel, PromptSet]:
-    """The toy model's prompts, loaded, split and checked."""
+    """The toy model's prompts, loaded, split and checked for copies.
+
+    Near copies are not looked for: the toy's language has a few hundred words and some tens of templates, so prompts
+    of different splits are alike by nature.
+    """
     return load_prompt_sets(
-        harmful=toy_prompts("harmful"), harmless=toy_prompts("harmless"), borderline=toy_prompts("borderline")
+        harmful=toy_prompts("harmful"),
+        harmless=toy_prompts("harmless"),
+        borderline=toy_prompts("borderline"),
+        near_duplicates=None,
     )
 
 
