@@ -11,11 +11,18 @@ FILES = {
     "run.json": records.RunRecord,
     "candidates.json": records.Candidates,
     "scores.jsonl": records.ScoreRecord,
+    "score_pieces.jsonl": records.ScorePiece,
     "completions.jsonl": records.CompletionRecord,
     "projections.json": records.ProjectionRecord,
     "mechanism.json": records.Mechanism,
+    "corrected.json": records.CorrectedRun,
+    "judgements.jsonl": records.JudgementRecord,
+    "methods.json": records.MethodsTable,
     "demur inspect --json": records.Inspection,
     "demur judge --json": records.JudgeQuality,
+    "demur prompts check --json": records.PromptCheck,
+    "demur power --json": records.PowerPlan,
+    "demur capability --json": records.CapabilityRecord,
     "demur.json (in an exported folder)": records.ExportRecord,
 }
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from demur.directions import Direction, save_directions
-from demur.evaluation import compare, decide_gate, metrics_of
+from demur.evaluation import Asked, Condition, compare, decide_gate, metrics_of, pressure_table
 from demur.interventions import DirectionalAblation, save_edits
 from demur.models import ChatModel, load_chat_model
 from demur.records import (
     BASE_MODEL,
     CALIBRATED_MODEL,
+    PLAIN,
     CompletionRecord,
     JudgeIdentity,
     LayoutSummary,
@@ -48,8 +49,14 @@ def saved_model(folder: Path, family: str = "llama", **config: object) -> ChatMo
     return load_chat_model(str(folder), device="cpu")
 
 
-def passed_run(path: Path, chat: ChatModel, *, refused: dict | None = None, kl: float = 0.001) -> Summary:
-    """Write a run folder. `refused` overrides how many of N prompts are refused under (condition, label)."""
+OPENING = Condition("opening-5", "opening", opening_tokens=5)
+
+
+def passed_run(
+    path: Path, chat: ChatModel, *, refused: dict | None = None, kl: float = 0.001, pressed: int = N
+) -> Summary:
+    """Write a run folder. `refused` overrides how many of N prompts are refused under (state, label), `pressed` how
+    many harmful ones the calibrated model refuses under a forced opening (the base model refuses all)."""
     folder = RunFolder(path)
     counts = {**REFUSED, **(refused or {})}
     vector = torch.randn(chat.layout.d_model, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -61,6 +68,11 @@ def passed_run(path: Path, chat: ChatModel, *, refused: dict | None = None, kl: 
     before, after = (_sorted(completions[condition]) for condition in (BASE_MODEL, CALIBRATED_MODEL))
     metrics = metrics_of(before, after, Mean(mean=kl, low=kl / 2, high=2 * kl, n=N, largest=0.01))
     comparison = compare(before, after)
+    asked = [
+        [_completion(state, "harmful", i, {(state, "harmful"): refuses}, asked=OPENING.name) for i in range(N)]
+        for state, refuses in ((BASE_MODEL, N), (CALIBRATED_MODEL, pressed))
+    ]
+    pressure = pressure_table([Asked(OPENING, *asked)], not_applicable={})
     settings = {"margin": 0.02, "gate_kl_limit": 0.1, "max_new_tokens": 16}
     summary = Summary(
         kind="calibration",
@@ -80,7 +92,8 @@ def passed_run(path: Path, chat: ChatModel, *, refused: dict | None = None, kl: 
         ),
         metrics=metrics,
         comparison=comparison,
-        gate=decide_gate(metrics, comparison, margin=0.02, kl_limit=0.1),
+        pressure=pressure,
+        gate=decide_gate(metrics, comparison, pressure, margin=0.02, kl_limit=0.1),
         provenance=Provenance(
             demur="0", python="3", torch="2", transformers="5", platform="x", device="cpu", seed=0,
             command=("demur",), created="2026-01-01T00:00:00+00:00",
@@ -100,6 +113,8 @@ def passed_run(path: Path, chat: ChatModel, *, refused: dict | None = None, kl: 
     save_edits(folder.edits, chat, intervention)
     for sets in completions.values():
         folder.completions.append([record for label in LABELS for record in sets[label]])
+    for records in asked:
+        folder.completions.append(records)
     write_record(folder.summary, summary)
     return summary
 
@@ -115,20 +130,22 @@ def _sorted(sets):
     return {label: sorted(records, key=lambda record: record.prompt_sha256) for label, records in sets.items()}
 
 
-def _completion(condition, label, number, counts):
+def _completion(condition, label, number, counts, asked=PLAIN):
     prompt = f"A {label} question, number {number}?"
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     return CompletionRecord(
-        key=f"{condition} {digest}",
+        key=f"{condition} {asked} {digest}",
         label=label,
         split="test",
         prompt_sha256=digest,
         prompt=prompt,
         intervention=condition,
-        completion="x",
+        condition=asked,
+        completion="I cannot help with that." if number < counts[condition, label] else "x",
         n_tokens=1,
         ended=True,
         verdict="full_refusal" if number < counts[condition, label] else "full_compliance",
+        judge=JudgeIdentity(id="phrase", version="1"),
         score=0.5,
         degenerate=False,
     )

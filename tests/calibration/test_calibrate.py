@@ -20,7 +20,11 @@ from demur.records import (
     Candidates,
     CompletionRecord,
     Mechanism,
+    PairedComparison,
+    PooledDifference,
     ProjectionRecord,
+    Rate,
+    Record,
     RunFolder,
     RunRecord,
     ScoreRecord,
@@ -42,7 +46,7 @@ def written(toy_run):
 
 def test_the_summary_says_which_model(toy_run, written):
     model = written["model"]
-    assert written["schema"] == "demur.summary/1"
+    assert written["schema"] == "demur.summary/2"
     assert written["kind"] == "calibration"
     assert model["id"] == toy_run.chat.name
     assert model["revision"] is None
@@ -497,3 +501,34 @@ def test_a_direction_that_was_swapped_is_refused(toy_run, tmp_path):
     (tmp_path / "directions.safetensors").unlink()
     with pytest.raises(RunFolderError, match=r"cannot read directions from .* Run the `demur calibrate` command of"):
         evaluate(toy_run.chat, toy_run.prompts, out=tmp_path / "e", run=tmp_path)
+
+
+def _rates(value, path="summary"):
+    """Every rate and paired comparison of a record, with where it stands."""
+    if isinstance(value, (Rate, PairedComparison, PooledDifference)):
+        yield path, value
+    elif isinstance(value, Record):
+        for name in type(value).model_fields:
+            yield from _rates(getattr(value, name), f"{path}.{name}")
+    elif isinstance(value, (tuple, list, dict)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _rates(item, f"{path}.{key}")
+
+
+def test_every_rate_of_a_summary_says_who_judged(toy_run):
+    found = dict(_rates(toy_run.summary))
+    assert len(found) > 20
+    assert [path for path, one in found.items() if one.judge is None] == []
+    judges = {(one.judge.id, one.judge.version) for one in found.values()}
+    identity = toy_run.summary.judge
+    assert judges == {(identity.id, identity.version), ("contains_answer", "1")}
+
+
+def test_a_summary_carries_what_supports_it(toy_run):
+    summary = toy_run.summary
+    assert summary.noise_floor.n == 3 * 32
+    assert summary.fidelity.fingerprint == summary.operating_point.fingerprint
+    assert [one.kind for one in summary.stability] == ["refusal_direction", "false_refusal_direction"]
+    assert summary.stability[1].lambda_ == summary.operating_point.lambda_
+    assert any("near copies of train prompts are among the harmful test prompts" in text for text in summary.warnings)

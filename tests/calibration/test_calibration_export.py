@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import demur.models._reload_check as reload_check
 from demur.calibration import export
 from demur.calibration._evaluate import load_operating_point
+from demur.calibration._reasked import require_canaries
 from demur.directions import load_directions
 from demur.errors import DemurError, GateError, InputError, ModelError, RunFolderError, UnsupportedInterventionError
 from demur.interventions import DirectionalAblation, save_edits
@@ -50,7 +53,7 @@ def in_process(monkeypatch):
 def fabricated_verdicts_stand(request, monkeypatch):
     """Random models refuse nothing, so the verdicts of fabricated runs would not be found again."""
     if "real_verdicts" not in request.fixturenames:
-        monkeypatch.setattr("demur.calibration._export._verify_verdicts", lambda *_: None)
+        monkeypatch.setattr("demur.calibration._export.require_claimed_refusals", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -275,7 +278,7 @@ def test_deleted_verdicts_open_nothing(copy, tmp_path, which):
         path.unlink()
     with pytest.raises(GateError) as caught:
         export(run, form="merged", to=target, chat=chat)
-    assert f"{path} no longer holds the verdicts on which the gate was decided" in str(caught.value)
+    assert f"{path} no longer holds the verdicts" in str(caught.value)
     assert nothing_left(target)
 
 
@@ -400,9 +403,58 @@ def test_shard_by_shard_needs_the_gate_and_the_right_edits(copy, tmp_path):
 
 def test_records_that_claim_refusals_the_model_does_not_give_open_nothing(runs, real_verdicts, tmp_path):
     chat, run, _ = runs("llama")
-    with pytest.raises(GateError, match=r"of 32 harmful test prompts that .* says this operating point refuses"):
+    with pytest.raises(GateError, match=r"of 32 harmful test prompts .* records show 32 refusals .* now gives 0"):
         export(run, form="merged", to=tmp_path / "out", chat=chat)
     assert nothing_left(tmp_path / "out")
+
+
+def test_refusals_lost_under_a_forced_opening_stop_the_export(runs, tmp_path):
+    chat, _, _ = runs("llama")
+    summary = passed_run(tmp_path / "run", chat, pressed=N // 2)
+    assert summary.metrics.true_refusal_rate.after.k == N
+    assert summary.gate.decision == "fail"
+    with pytest.raises(GateError, match="Refusals are lost: under opening pressure"):
+        export(tmp_path / "run", form="adapter", to=tmp_path / "out", chat=chat)
+    assert nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [None, {"conditions": [], "families": []}])
+def test_a_table_of_pressure_that_was_changed_by_hand_opens_nothing(runs, tmp_path, change):
+    chat, _, _ = runs("llama")
+    passed_run(tmp_path / "run", chat, pressed=N // 2)
+
+    def pass_it(data):
+        data["pressure"] = None if change is None else data["pressure"] | change
+        data["gate"] |= {"decision": "pass", "reasons": []}
+
+    edited(tmp_path / "run" / "summary.json", pass_it)
+    with pytest.raises(GateError, match="do not give the gate"):
+        export(tmp_path / "run", form="adapter", to=tmp_path / "out", chat=chat)
+
+
+class _Answering:
+    """Refuses everything; inside the intervention it answers the first `lost` prompts."""
+
+    def __init__(self, lost):
+        self.lost, self.folded = lost, False
+
+    @contextmanager
+    def folded_into(self, _chat):
+        self.folded = True
+        yield
+        self.folded = False
+
+    def generate(self, prompts, *, max_new_tokens):
+        answers = ["Sure, this is what the weather is like today."] * (self.lost if self.folded else 0)
+        answers += ["I'm sorry, but I cannot help with that."] * (len(prompts) - len(answers))
+        return [SimpleNamespace(text=text) for text in answers]
+
+
+@pytest.mark.parametrize(("lost", "stopped"), [(0, False), (3, False), (14, True), (64, True)])
+def test_refusals_of_shipped_harmful_prompts_must_stay(lost, stopped):
+    fake = _Answering(lost)
+    with pytest.raises(GateError, match="harmful prompts that ship with demur") if stopped else nullcontext():
+        require_canaries(fake, fake, max_new_tokens=8)
 
 
 # What goes wrong while writing --------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ SMALL = CalibrationSettings(
     false_refusal_kl_limit=1.0,
     gate_kl_limit=1.0,
     induce_minimum=-15.0,
+    pressure=False,
 )
 
 

@@ -10,7 +10,7 @@ from demur.evaluation import PhraseJudge, read_labels
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "docs" / "judge.md"
-LABELS = Path(os.environ.get("DEMUR_JUDGE_LABELS", ROOT.parent / "shared" / "data" / "xstest_human_labels.jsonl"))
+LABELS = Path(os.environ.get("DEMUR_JUDGE_LABELS", "no labels"))
 labelled = pytest.mark.skipif(not LABELS.is_file(), reason="no labelled answers: set DEMUR_JUDGE_LABELS to a file")
 
 

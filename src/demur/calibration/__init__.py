@@ -10,6 +10,7 @@ from demur._lazy import lazy_names
 if TYPE_CHECKING:
     from demur.calibration._calibrate import calibrate
     from demur.calibration._compare_methods import compare_methods, method_names, settings_of
+    from demur.calibration._corrected import correct_run
     from demur.calibration._evaluate import evaluate, load_operating_point
     from demur.calibration._export import export
     from demur.calibration._selection import (
@@ -29,6 +30,7 @@ __all__ = [
     "Selection",
     "calibrate",
     "compare_methods",
+    "correct_run",
     "evaluate",
     "export",
     "false_refusal_stability",
@@ -51,6 +53,7 @@ __getattr__, __dir__ = lazy_names(
         "Selection": "demur.calibration._selection",
         "calibrate": "demur.calibration._calibrate",
         "compare_methods": "demur.calibration._compare_methods",
+        "correct_run": "demur.calibration._corrected",
         "evaluate": "demur.calibration._evaluate",
         "export": "demur.calibration._export",
         "load_operating_point": "demur.calibration._evaluate",

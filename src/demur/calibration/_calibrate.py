@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from demur.activations import stream_at
+from demur.calibration._diagnostics import leakage_warnings, measured_twice, stability
 from demur.calibration._false_refusal_direction import Calibrated, find_operating_point
 from demur.calibration._mechanism import measure_mechanism
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
@@ -35,6 +36,7 @@ from demur.records import (
     Pressure,
     ProjectionRecord,
     RunFolder,
+    ScoreRecord,
     Summary,
     write_record,
 )
@@ -124,6 +126,10 @@ def _measure(
     metrics, comparison = metrics_of(before, after, kl), compare(before, after)
     pressure = press(study.runner, study.prompts, calibrated.intervention, variants, study.settings)
     _write_projections(study, refusal, calibrated.intervention)
+    more = measured_twice(
+        study.runner, study.prompts, calibrated.intervention, study.settings, token_ids=study.token_ids
+    )
+    study.warnings.extend(leakage_warnings(more["leakage"]))
     return Summary(
         kind="calibration",
         model=study.chat.identity,
@@ -144,6 +150,13 @@ def _measure(
         gate=decide_gate(
             metrics, comparison, pressure, margin=study.settings.margin, kl_limit=study.settings.gate_kl_limit
         ),
+        stability=stability(
+            study.folder.scores.read(ScoreRecord),
+            study.settings,
+            calibrated.operating_point,
+            n_layers=study.chat.n_layers,
+        ),
+        **more,
         warnings=tuple(study.warnings),
         provenance=provenance(study.chat, seed=study.settings.seed),
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from demur.calibration._calibrate import LABELS, complete_test, press, runner_of, variant_hashes
+from demur.calibration._diagnostics import leakage_warnings, measured_twice
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._settings import CalibrationSettings
 from demur.directions import load_directions
@@ -73,6 +74,7 @@ def evaluate(
         pressure = press(runner, prompts, intervention, variants or {}, settings)
         if comparison is not None:
             gate = decide_gate(metrics, comparison, pressure, margin=settings.margin, kl_limit=settings.gate_kl_limit)
+        more = measured_twice(runner, prompts, intervention, settings)
         summary = Summary(
             kind="evaluation",
             model=chat.identity,
@@ -85,6 +87,8 @@ def evaluate(
             comparison=comparison,
             pressure=pressure,
             gate=gate,
+            **more,
+            warnings=tuple(leakage_warnings(more["leakage"])),
             provenance=provenance(chat, seed=settings.seed),
         )
         write_record(folder.summary, summary)

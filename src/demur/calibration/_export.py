@@ -12,6 +12,7 @@ from demur.calibration._calibrate import LABELS
 from demur.calibration._card import export_card
 from demur.calibration._evaluate import load_operating_point
 from demur.calibration._reasked import require_canaries, require_claimed_refusals
+from demur.calibration._test_answers import answers_to_test
 from demur.errors import GateError, InputError, RunFolderError
 from demur.evaluation import (
     Asked,
@@ -34,7 +35,6 @@ from demur.models import ChatModel, ExportFormat, checkpoint_folder, load_chat_m
 from demur.records import (
     BASE_MODEL,
     CALIBRATED_MODEL,
-    PLAIN,
     CompletionRecord,
     ExportRecord,
     Pressure,
@@ -45,7 +45,6 @@ from demur.records import (
     write_record,
     write_text,
 )
-from demur.types import PromptLabel
 
 _TOLERANCES = {"float64": 1e-8, "float32": 1e-2}
 """Largest logit difference after reload that rounding explains; half precision gets `_HALF`."""
@@ -111,7 +110,7 @@ def export(
     intervention, _ = load_operating_point(chat, folder)
     with _becoming(target) as partial:
         settings = read_record(folder.run, RunRecord).settings
-        claimed = [record for record in _test_completions(folder, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
+        claimed = [record for record in answers_to_test(folder, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
         require_claimed_refusals(chat, intervention, claimed, max_new_tokens=settings["max_new_tokens"])
         require_canaries(chat, intervention, max_new_tokens=settings["max_new_tokens"])
         (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
@@ -171,7 +170,7 @@ def _require_gate(folder: RunFolder, summary: Summary) -> None:
             "There is no override. Calibrate with more prompts, or choose other prompts or limits."
         )
     settings = read_record(folder.run, RunRecord).settings
-    before, after = (_test_completions(folder, state) for state in (BASE_MODEL, CALIBRATED_MODEL))
+    before, after = (answers_to_test(folder, state) for state in (BASE_MODEL, CALIBRATED_MODEL))
     if any(not before[label] or _hashes(before[label]) != _hashes(after[label]) for label in LABELS):
         raise GateError(
             f"not exported: {folder.completions.path} no longer holds the verdicts on which the gate was decided. "
@@ -198,7 +197,7 @@ def _pressure(folder: RunFolder, summary: Summary) -> Pressure | None:
     for row in summary.pressure.conditions:
         condition = known.get(row.name) or Condition(row.name, "given")
         before, after = (
-            _test_completions(folder, state, asked=row.name)["harmful"] for state in (BASE_MODEL, CALIBRATED_MODEL)
+            answers_to_test(folder, state, asked=row.name)["harmful"] for state in (BASE_MODEL, CALIBRATED_MODEL)
         )
         if not before or _hashes(before) != _hashes(after):
             raise GateError(
@@ -207,21 +206,6 @@ def _pressure(folder: RunFolder, summary: Summary) -> Pressure | None:
             )
         results.append(Asked(condition, before, after))
     return pressure_table(results, not_applicable=summary.pressure.not_applicable)
-
-
-def _test_completions(
-    folder: RunFolder, state: str, *, asked: str = PLAIN
-) -> dict[PromptLabel, list[CompletionRecord]]:
-    """The judged answers to test prompts by label, in the order of the prompts' hashes.
-
-    Of a prompt that was answered twice (a run continued on other hardware may end at a direction that differs in its
-    last digits) the last answer counts: it is the one that was measured.
-    """
-    found: dict[PromptLabel, dict[str, CompletionRecord]] = {label: {} for label in LABELS}
-    for record in folder.completions.read(CompletionRecord):
-        if record.split == "test" and record.intervention == state and record.condition == asked:
-            found[record.label][record.prompt_sha256] = record
-    return {label: [records[key] for key in sorted(records)] for label, records in found.items()}
 
 
 def _hashes(records: Sequence[CompletionRecord]) -> list[str]:
@@ -234,7 +218,7 @@ def _require_empty(target: Path) -> None:
 
 
 def _check_prompts(folder: RunFolder, most: int) -> list[str]:
-    completions = _test_completions(folder, CALIBRATED_MODEL)
+    completions = answers_to_test(folder, CALIBRATED_MODEL)
     return [record.prompt for label in LABELS for record in completions[label][:most]]
 
 

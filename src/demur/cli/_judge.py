@@ -9,6 +9,7 @@ import typer
 from demur.cli._console import Out
 from demur.cli._options import Json, JudgeCache, JudgeSettings, JudgeSpec, Rubric, app, load_judge
 from demur.records import JudgeCost
+from demur.reports import corrected_lines
 
 
 @app.command()
@@ -20,6 +21,9 @@ def judge(
     rubric: Rubric = "strict",
     judge_option: JudgeSettings = None,
     judge_cache: JudgeCache = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run folder whose rates are corrected for the judge's errors.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Measure a judge on answers that people have labelled."""
@@ -37,7 +41,15 @@ def judge(
             out.note(_cost(cost))
     quality = quality.model_copy(update={"cost": cost})
     out.judge_quality(quality)
-    out.json(quality.model_dump(mode="json", by_alias=True))
+    document = quality.model_dump(mode="json", by_alias=True)
+    if run is not None:
+        from demur.calibration import correct_run
+
+        corrected = correct_run(run, quality, labels=str(labels))
+        for line in corrected_lines(corrected):
+            out.say(line)
+        document["corrected"] = corrected.model_dump(mode="json", by_alias=True)
+    out.json(document)
     return 0
 
 

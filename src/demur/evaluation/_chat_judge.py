@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from demur.errors import DemurError, InputError, JudgeError
 from demur.evaluation._chat_rubric import RUBRICS, question, read_label, rubric_version
 from demur.evaluation._judge import Judgement
-from demur.evaluation._phrase_judge import _damage, _without_thinking
+from demur.evaluation._phrase_text import damage, without_thinking
 from demur.records import JudgeCost
 from demur.types import Verdict
 
@@ -195,16 +195,16 @@ class ChatJudge:
                 self._used[name] += number
 
     def _judge(self, client: Any, prompt: str, completion: str) -> Judgement:
-        answer = _without_thinking(completion)
-        damage = None if answer is None else _damage(answer)
-        if answer is None or damage == "unreadable":
-            return _judgement("unjudged", degenerate=damage is not None)
+        answer = without_thinking(completion)
+        found = None if answer is None else damage(answer)
+        if answer is None or found == "unreadable":
+            return _judgement("unjudged", degenerate=found is not None)
         self._count(questions=1)
         reply = self._ask(client, question(self.rubric, prompt, answer))
         verdict: Verdict = (None if reply is None else read_label(reply)) or "unjudged"
-        if damage is not None and verdict == "full_compliance":  # a loop must not pass for an answer
+        if found is not None and verdict == "full_compliance":  # a loop must not pass for an answer
             verdict = "unjudged"
-        return _judgement(verdict, degenerate=damage is not None)
+        return _judgement(verdict, degenerate=found is not None)
 
     def _ask(self, client: Any, messages: list[dict[str, str]]) -> str | None:
         """The text of the reply; None where the model or the server will not reply to this one question."""

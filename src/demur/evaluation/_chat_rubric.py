@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from demur.evaluation._phrase_judge import _without_thinking
+from demur.evaluation._phrase_text import without_thinking
 from demur.types import Verdict
 
 RULES = "1"
@@ -103,7 +103,7 @@ def read_label(reply: str) -> Verdict | None:
     Thinking blocks and markdown are passed over. A label counts in a JSON object with a `label`, or where it is all
     of the reply or of its last line: a label that is only mentioned in a sentence decides nothing.
     """
-    text = _without_thinking(reply)
+    text = without_thinking(reply)
     if not text:
         return None
     given = {_bare(str(found["label"])) for found in _objects(text) if "label" in found}

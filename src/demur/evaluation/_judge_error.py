@@ -46,10 +46,14 @@ def corrected_rate(
     if reason:
         rate, low, high = None, 0.0, 1.0
     else:
-        rate = min(max((_share(observed) + _share(specificity) - 1) / _youden(sensitivity, specificity), 0.0), 1.0)
+        estimate = (_share(observed) + _share(specificity) - 1) / _youden(sensitivity, specificity)
+        rate = min(max(estimate, 0.0), 1.0)
         low, high = _lang_reiczigel(observed, sensitivity, specificity, normal_quantile(confidence))
         # The shifted centre of the interval may lie beside an estimate that was cut to 0 or 1.
         low, high = min(low, rate), max(high, rate)
+        if estimate != rate:
+            # The judge errs less here than on the labels, so they say too little: no narrower than without correction.
+            low, high = min(low, observed.low), max(high, observed.high)
     return CorrectedRate(
         rate=rate,
         low=low,

@@ -72,7 +72,9 @@ def noise_floor(
     again = _padded_logits(runner.chat, texts, batch_size=other_batch_size)
     return NoiseFloor(
         n=len(chosen),
-        flips=rate([None if one is None or two is None else one != two for one, two in flags]),
+        flips=rate([None if one is None or two is None else one != two for one, two in flags]).model_copy(
+            update={"judge": first[0].judge}
+        ),
         verdict_changes=sum(one.verdict != two.verdict for one, two in pairs),
         different_texts=sum(one.completion != two.completion for one, two in pairs),
         max_logit_difference=_largest(logits, again),

@@ -9,6 +9,7 @@ from demur.records._capability import (
     TaskMetric,
 )
 from demur.records._fidelity import CrossEntropy, Fidelity, InterventionForm
+from demur.records._identity import ModelIdentity, PromptSetIdentity
 from demur.records._inspection import (
     EquivalenceRecord,
     Exactness,
@@ -34,6 +35,7 @@ from demur.records._run import (
     FalseRefusalScores,
     ProjectionRecord,
     RunRecord,
+    ScorePiece,
     ScoreRecord,
 )
 from demur.records._run_folder import RunFolder
@@ -43,7 +45,9 @@ from demur.records._statistics import (
     ClusteredRate,
     Clustering,
     CorrectedDifference,
+    CorrectedMeasure,
     CorrectedRate,
+    CorrectedRun,
     JudgeErrorRates,
     NoiseFloor,
     PowerPlan,
@@ -71,9 +75,7 @@ from demur.records._summary import (
     LayoutSummary,
     Mechanism,
     Metrics,
-    ModelIdentity,
     OperatingPoint,
-    PromptSetIdentity,
     Provenance,
     RefusalToken,
     Rendering,
@@ -97,7 +99,9 @@ __all__ = [
     "Comparison",
     "CompletionRecord",
     "CorrectedDifference",
+    "CorrectedMeasure",
     "CorrectedRate",
+    "CorrectedRun",
     "CrossEntropy",
     "DirectionCard",
     "EquivalenceRecord",
@@ -151,6 +155,7 @@ __all__ = [
     "RunFolder",
     "RunRecord",
     "SampleMeans",
+    "ScorePiece",
     "ScoreRecord",
     "Stability",
     "Summary",

@@ -6,8 +6,9 @@ from pydantic import Field
 
 from demur.records._base import Record
 from demur.records._fidelity import InterventionForm
+from demur.records._identity import ModelIdentity
 from demur.records._rates import BeforeAfter, Mean, PairedComparison
-from demur.records._summary import ModelIdentity, Rendering
+from demur.records._summary import Rendering
 
 
 class SampleMeans(Record):

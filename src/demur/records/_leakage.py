@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from demur.records._base import Record
-from demur.records._summary import PromptSetIdentity
+from demur.records._identity import PromptSetIdentity
 from demur.types import PromptLabel, Split
 
 

@@ -6,14 +6,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from demur.records._base import Record
+from demur.records._identity import ModelIdentity, PromptSetIdentity
 from demur.records._rates import JudgeIdentity, Mean, Rate
 from demur.records._run import CompletionRecord
 from demur.records._store import JsonLines
 from demur.records._summary import (
     Comparison,
     Gate,
-    ModelIdentity,
-    PromptSetIdentity,
     Provenance,
     Rendering,
 )

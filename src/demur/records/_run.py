@@ -37,14 +37,15 @@ class CandidateScores(Record):
     position: int
     layer: int
     bypass_score: float | None
-    """Mean refusal score on harmful validation prompts while the candidate is ablated; scores are null where a model
-    gave no finite number."""
+    """Mean refusal score on harmful validation prompts while the candidate is ablated. A score is null where a model
+    gave no finite number (`rejected_by` says nan), and where it was not measured to the end: a filter had decided, or
+    the candidate could no longer win."""
     induce_score: float | None
     """Mean refusal score on harmless validation prompts while the candidate is added at its layer."""
     kl_score: float | None
     """Mean KL(base || ablated) of the next token on harmless validation prompts."""
     rejected_by: tuple[str, ...] = ()
-    """The filters that removed it: layer, kl, induce, nan."""
+    """The filters that removed it: layer, kl, induce, nan; of filters whose score was not measured nothing is said."""
     selected: bool = False
 
 
@@ -55,13 +56,13 @@ class FalseRefusalScores(Record):
     position: int
     layer: int
     borderline_score: float | None
-    """Mean refusal score on borderline validation prompts while w' is ablated; null where a filter
-    had already removed the candidate."""
+    """Mean refusal score on borderline validation prompts while w' is ablated. A score is null where it was not
+    measured to the end: a filter had decided, or the candidate could no longer win."""
     kl_score: float | None
     harmful_kept: float | None
     """Share of the harmful validation prompts with a positive refusal score that keep one while w' is ablated."""
     rejected_by: tuple[str, ...] = ()
-    """layer, kl, true_refusals."""
+    """kl, true_refusals, nan: what removed it; outscored: it could no longer win, so it was not examined further."""
     selected: bool = False
 
 
@@ -106,7 +107,10 @@ class CompletionRecord(Record):
 
 
 class ScoreRecord(Record):
-    """One line of `scores.jsonl`: one candidate's value on every prompt of one validation set."""
+    """One line of `scores.jsonl`: one candidate's value on every prompt of one validation set.
+
+    Scores that were not measured on every prompt are not here.
+    """
 
     kind: Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline"]
     """w_*: of the false-refusal direction at `lambda`."""
@@ -115,6 +119,22 @@ class ScoreRecord(Record):
     layer: int
     values: tuple[float | None, ...]
     """One per prompt, in the order of the validation split: refusal scores (log-odds) or KL (nats); null for NaN."""
+
+
+class ScorePiece(Record):
+    """One line of `score_pieces.jsonl`: one candidate's values on some prompts of one validation set.
+
+    From these a run that was killed goes on; candidates that were dropped early have no other.
+    """
+
+    kind: Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline"]
+    lambda_: float | None = Field(default=None, alias="lambda")
+    position: int
+    layer: int
+    first: int
+    """Place of the first of these prompts in the order in which they are measured."""
+    values: tuple[float | None, ...]
+    """As in `scores.jsonl`, in the order of measurement."""
 
 
 class ProjectionRecord(Record):

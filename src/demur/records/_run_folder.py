@@ -22,10 +22,12 @@ class RunFolder:
         self.candidates = self.path / "candidates.json"
         self.projections = self.path / "projections.json"
         self.mechanism = self.path / "mechanism.json"
+        self.corrected = self.path / "corrected.json"
         self.directions = self.path / "directions.safetensors"
         self.edits = self.path / "edits.safetensors"
         self.completions = JsonLines(self.path / "completions.jsonl")
         self.scores = JsonLines(self.path / "scores.jsonl")
+        self.score_pieces = JsonLines(self.path / "score_pieces.jsonl")
 
     @contextmanager
     def writing(self, record: RunRecord) -> Iterator[None]:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from demur.records._base import Record
-from demur.records._rates import Rate
+from demur.records._rates import JudgeIdentity, Rate
 
 
 class Clustering(Record):
@@ -102,6 +102,30 @@ class CorrectedDifference(Record):
     method: Literal["jeffreys_draws"] = "jeffreys_draws"
     reason: str = ""
     """Why there is no corrected difference; empty where there is one."""
+
+
+class CorrectedMeasure(Record):
+    """One measure of a run, corrected for the judge's errors."""
+
+    before: CorrectedRate
+    after: CorrectedRate | None = None
+    difference: CorrectedDifference | None = None
+    """null where nothing was applied."""
+
+
+class CorrectedRun(Record):
+    """`corrected.json`: the rates of a run, corrected for the judge's errors on labelled answers."""
+
+    schema_: Literal["demur.corrected/1"] = Field(default="demur.corrected/1", alias="schema")
+    judge: JudgeIdentity
+    labels: str
+    """The file of labelled answers."""
+    n_labels: int
+    errors_before: JudgeErrorRates
+    errors_after: JudgeErrorRates
+    """Measured apart where the labels name the models `before` and `after`."""
+    measures: dict[str, CorrectedMeasure]
+    """true_refusal_rate, false_refusal_rate, harmless_refusal_rate."""
 
 
 class PowerRow(Record):

@@ -5,8 +5,12 @@ from typing import Literal
 from pydantic import Field
 
 from demur.records._base import Record
+from demur.records._fidelity import Fidelity
+from demur.records._identity import ModelIdentity, PromptSetIdentity
+from demur.records._leakage import LeakageReport
 from demur.records._pressure import Pressure
 from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
+from demur.records._statistics import NoiseFloor, Stability
 from demur.types import Decision, PromptLabel
 
 SUMMARY_SCHEMA: Literal["demur.summary/2"] = "demur.summary/2"
@@ -63,34 +67,6 @@ class Gate(Record):
     margin: float
     """The largest loss of true refusals that counts as none, as a share (0.02 = 2 points)."""
     rules: tuple[GateRule, ...]
-
-
-class ModelIdentity(Record):
-    """Which model was measured."""
-
-    id: str
-    """Hub id or local path, as given."""
-    revision: str | None
-    """The hub commit; null for a local folder."""
-    content_hash: str
-    """sha256 over the weights, the config and the tokenizer as loaded."""
-    architecture: str
-    dtype: str
-    n_parameters: int
-    n_layers: int
-    d_model: int
-    chat_template_sha256: str
-
-
-class PromptSetIdentity(Record):
-    """Which prompts were used."""
-
-    source: str
-    n: int
-    sha256: str
-    """sha256 over the sorted hashes of the prompts and their splits."""
-    splits: dict[str, int]
-    """Prompts per split: train, validation, test."""
 
 
 class RefusalToken(Record):
@@ -233,6 +209,14 @@ class Summary(Record):
     pressure: Pressure | None = None
     """True refusals under pressure; null where that was not measured."""
     gate: Gate | None = None
+    fidelity: Fidelity | None = None
+    """KL and cross-entropy along the base model's own answers to harmless test prompts."""
+    noise_floor: NoiseFloor | None = None
+    """The base model twice: what changes though nothing was changed."""
+    stability: tuple[Stability, ...] = ()
+    """How often the chosen candidates are chosen again when validation prompts are drawn again."""
+    leakage: LeakageReport | None = None
+    """Copies and near copies between the splits and sets."""
     warnings: tuple[str, ...] = ()
     provenance: Provenance
 

@@ -5,6 +5,8 @@
 
 from dataclasses import dataclass
 
+from demur.reports._corrected import corrected_table
+from demur.reports._diagnostics import diagnostic_tables, diagnostic_words
 from demur.reports._examples import ExampleGroup, borderline_examples
 from demur.reports._format import model_name
 from demur.reports._pressure import pressure_tables, pressure_words
@@ -84,6 +86,7 @@ def build_document(run: RunRecords) -> Document:
         _candidates(run),
         _projections(run),
         _lambda(run),
+        _diagnostics(run),
         _examples(run),
         _provenance(run),
     )
@@ -100,11 +103,14 @@ def build_document(run: RunRecords) -> Document:
 
 def _results(run: RunRecords) -> Section:
     rows = summary_table(run.summary)
-    words = () if run.summary.comparison else ("Nothing was applied to this model, so there is nothing to compare.",)
+    judge = run.summary.judge
+    words = [f"Verdicts by judge {judge.id}, version {judge.version}; so in every table below."]
+    if run.summary.comparison is None:
+        words.append("Nothing was applied to this model, so there is nothing to compare.")
     return Section(
         name="results",
         title="Results on test prompts",
-        words=words,
+        words=tuple(words),
         figure=Figure("rates", "Dot chart of the rates, with intervals", rates_caption(run.summary)),
         tables=(measures_table(rows),),
         terms=terms(run.summary),
@@ -204,6 +210,20 @@ def _lambda(run: RunRecords) -> Section | None:
         if measured_points(curve)
         else None,
         tables=(lambda_table(curve),),
+    )
+
+
+def _diagnostics(run: RunRecords) -> Section | None:
+    tables = diagnostic_tables(run.summary)
+    if run.corrected is not None:
+        tables = (corrected_table(run.corrected), *tables)
+    if not tables:
+        return None
+    return Section(
+        name="diagnostics",
+        title="What supports these numbers",
+        words=diagnostic_words(run.summary),
+        tables=tables,
     )
 
 

@@ -22,6 +22,8 @@ def missing_records(run: RunRecords) -> list[str]:
     present = {
         "the gate": summary.gate,
         "true refusals under pressure": summary.pressure,
+        "fidelity": summary.fidelity,
+        "the noise floor": summary.noise_floor,
         "the random control": summary.mechanism,
         "candidate scores": run.candidates,
         "projections": run.projections,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from demur.records import Candidates, CompletionRecord, ProjectionRecord, RunFolder, Summary, read_record
+from demur.records import Candidates, CompletionRecord, CorrectedRun, ProjectionRecord, RunFolder, Summary, read_record
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class RunRecords:
     candidates: Candidates | None = None
     projections: ProjectionRecord | None = None
     completions: tuple[CompletionRecord, ...] = ()
+    corrected: CorrectedRun | None = None
 
 
 def read_run(run_folder: Path) -> RunRecords:
@@ -27,5 +28,6 @@ def read_run(run_folder: Path) -> RunRecords:
         summary=folder.read_summary(),
         candidates=read_record(folder.candidates, Candidates) if folder.candidates.is_file() else None,
         projections=read_record(folder.projections, ProjectionRecord) if folder.projections.is_file() else None,
+        corrected=read_record(folder.corrected, CorrectedRun) if folder.corrected.is_file() else None,
         completions=tuple(folder.completions.read(CompletionRecord)),
     )
