@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contracts pytest conformance toy clean
+.PHONY: demo test lint types contracts pytest conformance bench toy clean
 
 demo: $(VENV)/.installed
 	$(BIN)/demur demo --out demur-demo
@@ -28,6 +28,14 @@ pytest: $(VENV)/.installed-dev
 conformance: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate_architectures.py
 	$(BIN)/pytest tests/conformance -m "conformance or not conformance"
+
+# Every benchmark that needs no GPU, in turn, then their page benchmarks/RESULTS.md.
+BENCHMARKS := selection extraction memory generation calibration search scaling
+bench: $(VENV)/.installed
+	for script in $(wildcard $(BENCHMARKS:%=benchmarks/%.py)); do \
+	  OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \
+	done
+	$(BIN)/python benchmarks/results.py
 
 # Trains the shipped toy chat model again and measures it.
 toy: $(VENV)/.installed

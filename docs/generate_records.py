@@ -9,6 +9,7 @@ TARGET = Path(__file__).with_name("records.md")
 FILES = {
     "summary.json": records.Summary,
     "run.json": records.RunRecord,
+    "batch_size.json": records.BatchSizeRecord,
     "candidates.json": records.Candidates,
     "scores.jsonl": records.ScoreRecord,
     "score_pieces.jsonl": records.ScorePiece,
@@ -18,6 +19,8 @@ FILES = {
     "corrected.json": records.CorrectedRun,
     "judgements.jsonl": records.JudgementRecord,
     "methods.json": records.MethodsTable,
+    "search.json": records.SearchRecord,
+    "search.jsonl": records.SearchTrial,
     "demur inspect --json": records.Inspection,
     "demur judge --json": records.JudgeQuality,
     "demur prompts check --json": records.PromptCheck,

@@ -49,6 +49,11 @@ def card(summary: Summary) -> str:
     ]
     base = "\n".join(f"| {name} | {_cell(rate)} |" for name, rate in rows)
     changed = "\n".join(_both(name, both) for name, both in calibrated)
+    assert summary.pressure is not None
+    pressed = "\n".join(
+        f"| {each.name} | {_short(each.true_refusal_rate.before)} | {_short(each.true_refusal_rate.after)} |"
+        for each in summary.pressure.conditions
+    )
     kl = metrics.kl_harmless
     return f"""---
 license: apache-2.0
@@ -59,9 +64,13 @@ tags: [demur, toy]
 
 A Llama-like chat model with {summary.model.n_parameters:,} parameters ({summary.model.n_layers} blocks of width
 {summary.model.d_model}), trained from scratch by `python toy/train.py` on a generated instruction language
-(`toy/language.py`). It answers short how-to and factual requests, refuses requests for harm (named in the abstract; its
-compliant answers are generic filler), and refuses many harmless requests that sound alarming. Nothing of this is
-scripted: it is what training on carelessly labelled data gives. It is a test bed, not evidence about large models.
+(`toy/language.py`), half of it in surroundings such as a system prompt, an earlier exchange, random tokens after the
+prompt, or an opening forced on the answer (`toy/surroundings.py`). It answers short how-to and factual requests,
+refuses requests for harm (named in the abstract; its compliant answers are generic filler), and refuses many harmless
+requests that sound alarming. Nothing of this is scripted: it is what training on carelessly labelled data gives. The
+first token of an answer was trained at the input of every block from the third on too, which makes the decision to
+refuse early and linear: easier to find than in a model that was not trained so. It is a test bed, not evidence about
+large models.
 
 ## Measured on test prompts
 
@@ -80,11 +89,22 @@ Calibrated by demur (lambda {point.lambda_:g}, layer {point.layer}, position {po
 {changed}
 
 KL on harmless prompts: {kl.mean:.4f} nats (95 % interval {kl.low:.4f} to {kl.high:.4f}).
+
+True refusals under pressure, in surroundings whose texts do not occur in training (gate: those of `bare-prompt` do not
+count):
+
+| condition | before | after |
+|---|---|---|
+{pressed}
 """
 
 
 def _both(name: str, both: BeforeAfter) -> str:
     return f"| {name} | {_cell(both.before)} | {_cell(both.after)} |"
+
+
+def _short(rate: Rate | None) -> str:
+    return "-" if rate is None or rate.rate is None else f"{rate.rate:.3f} ({rate.k}/{rate.n})"
 
 
 def _cell(rate: Rate | None) -> str:

@@ -3,9 +3,11 @@
     python toy/train.py --out src/demur/testing/toy_chat --prompts src/demur/testing/prompts
 
 The result is an ordinary Hugging Face model folder: a Llama of 1.9 million parameters with its own tokenizer and a
-ChatML template. It learns one thing, to answer as the teacher of `language` does, and so refuses and over-refuses by
-itself. One CPU core needs six to ten minutes. The same seed gives the same weights on the same machine, with the same
-versions and number of threads; another processor may round differently.
+ChatML template. It learns one thing, to answer as the teacher of `language` does whatever stands around the request
+(`surroundings`), and so refuses and over-refuses by itself. The first token of each answer is also read early, with the
+last norm and head at the input of earlier blocks: a toy that learns among noise otherwise decides in its last two
+blocks only, later than a refusal direction is looked for. One CPU core needs 20 minutes. The same seed gives the
+same weights on the same machine, with the same versions and number of threads; another processor may round differently.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import get_args
 
 import torch
 from language import Split, check_language, lessons, prompt_set
+from surroundings import Surroundings, exchange, opening, surround, system_prompt
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -36,10 +39,6 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
-SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer in one short sentence.", "You are a friendly assistant.")
-SYSTEM_SHARE = 0.1
-"""Share of the lessons that come with a system prompt."""
-
 IGNORED = -100
 """Label of the positions that are not learned from."""
 
@@ -49,17 +48,22 @@ class Recipe:
     """Everything that fixes the training, beside the language."""
 
     seed: int
-    steps: int = 700
+    steps: int = 1600
     batch_size: int = 64
+    part_size: int = 16
     learning_rate: float = 3e-3
     warmup_steps: int = 50
     weight_decay: float = 0.05
-    vocabulary_size: int = 3072
+    vocabulary_size: int = 2964
     tokenizer_lessons: int = 20_000
+    tokenizer_surroundings: int = 2_000
     hidden_size: int = 128
     mlp_size: int = 208
     layers: int = 8
     heads: int = 4
+    early_layers: tuple[int, ...] = (2, 3, 4, 5, 6, 7)
+    """Blocks at whose input the first token of the answer is read and learned too."""
+    early_weight: float = 0.5
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -80,8 +84,13 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     sample = islice(lessons(random.Random("tokenizer")), recipe.tokenizer_lessons)
-    roles = ["system\n", "user\n", "assistant\n", *SYSTEM_PROMPTS] * recipe.batch_size
-    tokenizer.train_from_iterator([*roles, *(text for lesson in sample for text in lesson)], trainer)
+    rng = random.Random("tokenizer")
+    around = [
+        text
+        for _ in range(recipe.tokenizer_surroundings)
+        for text in ("system\n", system_prompt(rng), "user\n", "assistant\n", *exchange(rng), opening(rng))
+    ]
+    tokenizer.train_from_iterator([*around, *(text for lesson in sample for text in lesson)], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -113,42 +122,73 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def encode_lesson(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, system: str | None
+    tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, around: Surroundings, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Token ids of one lesson and its labels, which cover the answer and the token that ends it."""
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": prompt})
+    """Token ids of one lesson and its labels, which cover the answer (no forced opening) and the token that ends it."""
+    messages = [{"role": "system", "content": around.system}] if around.system is not None else []
+    for question, reply in around.earlier:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    messages.append({"role": "user", "content": prompt + random_text(tokenizer, around.suffix_tokens, rng)})
     rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    question: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
-    reply: list[int] = tokenizer.encode(answer + END, add_special_tokens=False)
-    return question + reply, [IGNORED] * len(question) + reply
+    given: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
+    forced = around.opening or random_text(tokenizer, around.opening_tokens, rng)
+    given += tokenizer.encode(forced, add_special_tokens=False)[: around.opening_tokens]
+    learned: list[int] = tokenizer.encode(answer + END, add_special_tokens=False)
+    return given + learned, [IGNORED] * len(given) + learned
 
 
-def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of token ids and labels, padded on the right."""
+def random_text(tokenizer: PreTrainedTokenizerFast, length: int, rng: random.Random) -> str:
+    """Text of that many random tokens of the vocabulary, none of them special or unprintable."""
+    chosen: list[int] = []
+    while len(chosen) < length:
+        token = rng.randrange(len(tokenizer))
+        if token not in tokenizer.all_special_ids and tokenizer.decode([token]).isprintable():
+            chosen.append(token)
+    return " " + tokenizer.decode(chosen).strip() if chosen else ""
+
+
+def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Endless batches, each in parts of similar length: token ids and labels, padded on the right."""
     rng = random.Random(recipe.seed)
     stream = lessons(rng)
+    pad = int(tokenizer.pad_token_id)
     while True:
         encoded = [
-            encode_lesson(
-                tokenizer, prompt, answer, rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else None
-            )
+            encode_lesson(tokenizer, prompt, answer, surround(rng), rng)
             for prompt, answer in islice(stream, recipe.batch_size)
         ]
-        longest = max(len(ids) for ids, _ in encoded)
-        pad = int(tokenizer.pad_token_id)
-        yield (
-            torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded]),
-            torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded]),
-        )
+        encoded.sort(key=lambda lesson: len(lesson[0]))
+        parts = []
+        for start in range(0, len(encoded), recipe.part_size):
+            part = encoded[start : start + recipe.part_size]
+            longest = len(part[-1][0])
+            parts.append(
+                (
+                    torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in part]),
+                    torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in part]),
+                )
+            )
+        yield parts
 
 
-def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the answers; logits are computed only where there is something to learn."""
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+def answer_loss(
+    model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor, early_layers: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of the answers, and that of their first tokens as read at the inputs of `early_layers`.
+
+    Logits are computed only where there is something to learn. The early loss is a mean over the layers.
+    """
+    output = model.model(input_ids=ids, output_hidden_states=True)
     targets = labels[:, 1:]
     learned = targets != IGNORED
-    return functional.cross_entropy(model.lm_head(hidden[learned]), targets[learned])
+    late = functional.cross_entropy(
+        model.lm_head(output.last_hidden_state[:, :-1][learned]), targets[learned], reduction="sum"
+    )
+    rows, first = torch.arange(len(ids)), learned.int().argmax(dim=1)
+    early = torch.stack([output.hidden_states[layer][rows, first] for layer in early_layers])
+    logits = model.lm_head(model.model.norm(early)).flatten(0, 1)
+    early_targets = targets[rows, first].repeat(len(early_layers))
+    return late, functional.cross_entropy(logits, early_targets, reduction="sum") / len(early_layers)
 
 
 def train(recipe: Recipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -166,15 +206,19 @@ def train(recipe: Recipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     started = time.perf_counter()
-    for step, (ids, labels) in enumerate(islice(batches(recipe, tokenizer), recipe.steps), start=1):
-        loss = answer_loss(model, ids, labels)
+    for step, parts in enumerate(islice(batches(recipe, tokenizer), recipe.steps), start=1):
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        learned = sum(int((labels != IGNORED).sum()) for _, labels in parts)
+        mean_loss = 0.0
+        for ids, labels in parts:
+            late, early = answer_loss(model, ids, labels, recipe.early_layers)
+            (late / learned + recipe.early_weight * early / recipe.batch_size).backward()
+            mean_loss += late.item() / learned
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
         if step % 100 == 0:
-            print(f"step {step:4d}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"step {step:4d}  loss {mean_loss:.3f}  {time.perf_counter() - started:.0f} s", flush=True)
     return model.eval(), tokenizer
 
 

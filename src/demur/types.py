@@ -27,6 +27,9 @@ class Progress(Protocol):
     def advance(self, steps: int = 1) -> None:
         """`steps` more steps of the current task are done."""
 
+    def note(self, text: str) -> None:
+        """How the current task stands, in a few words; replaces the note before."""
+
 
 class SilentProgress:
     """The default `Progress`: says nothing."""
@@ -36,3 +39,6 @@ class SilentProgress:
 
     def advance(self, steps: int = 1) -> None:
         """Ignore progress."""
+
+    def note(self, text: str) -> None:
+        """Ignore a note."""

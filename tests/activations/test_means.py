@@ -120,3 +120,20 @@ def test_nothing_is_left_in_the_model(chat):
     for name, value in chat.module.named_parameters():
         assert id(value) == before[name][0]
         assert torch.equal(value, before[name][1])
+
+
+@pytest.mark.parametrize(("layers", "ran"), [(range(3), 2), ([1], 1), ([0], 0)])
+def test_a_pass_ends_where_the_last_block_that_is_read_begins(tiny, layers, ran):
+    chat = tiny("llama")
+    finished = []
+    blocks = [chat.module.get_submodule(path) for path in chat.layout.blocks]
+    handles = [block.register_forward_hook(lambda *_: finished.append(1)) for block in blocks]
+    try:
+        if len(layers) == 3:
+            mean_activations(chat, PROMPTS[:1], n_positions=1)
+        else:
+            stream_at(chat, PROMPTS[:1], layer=layers[0], position=-1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(finished) == ran

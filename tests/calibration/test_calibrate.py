@@ -1,7 +1,6 @@
 """A whole calibration of the toy model: what it writes, that it is right, that it leaves nothing behind."""
 
 import json
-import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -74,7 +73,9 @@ def test_the_summary_says_where_the_directions_come_from(toy_run, written):
         assert -positions <= card["position"] <= -1
         assert 0 <= card["layer"] < int(0.8 * n_layers)
         assert card["norm"] > 0
-        assert all(math.isfinite(score) for score in card["scores"].values())
+        assert all(
+            score["low"] <= score["mean"] <= score["high"] and score["n"] > 0 for score in card["scores"].values()
+        )
         assert 1 <= card["n_survivors"] <= card["n_candidates"]
         assert all(16 <= n <= 64 for n in card["n_fit"].values())
     assert {"bypass_score", "induce_score", "kl_score"} <= set(written["refusal_direction"]["scores"])
@@ -166,7 +167,7 @@ def test_every_file_of_the_folder_is_a_record(toy_run):
             "mechanism.json",
             ".lock",
         ),
-        *("directions.safetensors", "completions.jsonl", "scores.jsonl"),
+        *("directions.safetensors", "completions.jsonl", "scores.jsonl", "score_pieces.jsonl"),
     }
     assert read_record(folder.run, RunRecord).settings["lambdas"] == list(SMALL.lambdas)
     assert read_record(folder.mechanism, Mechanism) == toy_run.summary.mechanism
@@ -187,7 +188,7 @@ def test_the_metrics_can_be_taken_again_from_the_completions(toy_run):
     metrics = metrics_of(before, after, toy_run.summary.metrics.kl_harmless)
     assert metrics == toy_run.summary.metrics
     assert compare(before, after) == toy_run.summary.comparison
-    gate = decide_gate(metrics, compare(before, after), margin=SMALL.margin, kl_limit=SMALL.gate_kl_limit)
+    gate = decide_gate(metrics, compare(before, after), None, margin=SMALL.margin, kl_limit=SMALL.gate_kl_limit)
     assert gate == toy_run.summary.gate
 
 
@@ -334,7 +335,9 @@ def test_candidate_scores_equal_the_naive_procedure(toy_run, naive_means, place)
     """Single prompts, no padding, own hooks, softmax in float64."""
     chat, tokens = toy_run.chat, [token.id for token in toy_run.summary.refusal_tokens]
     rows = read_record(toy_run.folder / "candidates.json", Candidates).refusal
-    row = next(row for row in rows if (row.selected if place == "selected" else (row.position, row.layer) == (-2, 2)))
+    # Another that was scored to the end, if not in every score: a candidate that cannot win is not.
+    another = (row for row in rows if not row.selected and row.kl_score and row.induce_score is not None)
+    row = next(row for row in rows if row.selected) if place == "selected" else next(another)
     vector = (naive_means["harmful"][0] - naive_means["harmless"][0])[row.layer, row.position].float()
     read = {label: [(text, one(chat, text)[0]) for text in texts(toy_run, label, "validation", SMALL.n_scored)]
             for label in ("harmful", "harmless")}  # fmt: skip
@@ -348,7 +351,8 @@ def test_candidate_scores_equal_the_naive_procedure(toy_run, naive_means, place)
             kl.append(float((p * (p / q).log()).sum()))
     with own_hooks(chat, add=vector, layer=row.layer):
         induce = [naive_score(one(chat, text)[0], tokens) for text, _ in harmless]
-    assert row.bypass_score == pytest.approx(sum(bypass) / len(bypass), abs=1e-4)
+    if place == "selected" or row.bypass_score is not None:
+        assert row.bypass_score == pytest.approx(sum(bypass) / len(bypass), abs=1e-4)
     assert row.kl_score == pytest.approx(sum(kl) / len(kl), abs=1e-4)
     assert row.induce_score == pytest.approx(sum(induce) / len(induce), abs=1e-4)
 
@@ -366,17 +370,18 @@ def test_false_refusal_scores_equal_the_naive_procedure(toy_run):
         kept = [naive_score(one(chat, text)[0], tokens) > 0 for text in harmful]
         score = sum(naive_score(one(chat, text)[0], tokens) for text in borderline) / len(borderline)
     card = toy_run.summary.false_refusal_direction.scores
-    assert card["harmful_kept"] == pytest.approx(sum(kept) / len(kept))
-    assert card["borderline_score"] == pytest.approx(score, abs=1e-4)
+    assert card["harmful_kept"].mean == pytest.approx(sum(kept) / len(kept))
+    assert card["borderline_score"].mean == pytest.approx(score, abs=1e-4)
 
 
 @pytest.mark.parametrize("strength", SMALL.lambdas)
 def test_every_lambda_scores_its_own_direction(toy_run, naive_means, strength):
-    """KL of w - lambda proj_r(w), ablated, at one place where w and r are far from orthogonal."""
+    """KL of w - lambda proj_r(w), ablated, where this lambda's best candidate is."""
     chat = toy_run.chat
     rows = read_record(toy_run.folder / "candidates.json", Candidates).false_refusal
-    row = next(row for row in rows if (row.lambda_, row.position, row.layer) == (strength, -2, 2))
-    harmful, harmless, borderline = (naive_means[label][0][2, -2] for label in ("harmful", "harmless", "borderline"))
+    row = next(row for row in rows if row.lambda_ == strength and row.kl_score and row.borderline_score is not None)
+    place = row.layer, row.position
+    harmful, harmless, borderline = (naive_means[label][0][place] for label in ("harmful", "harmless", "borderline"))
     w, r = borderline - harmless, harmful - harmless
     vector = (w - strength * (w @ r) / (r @ r) * r).float()
     prompts = texts(toy_run, "harmless", "validation", SMALL.n_scored)
@@ -531,4 +536,4 @@ def test_a_summary_carries_what_supports_it(toy_run):
     assert summary.fidelity.fingerprint == summary.operating_point.fingerprint
     assert [one.kind for one in summary.stability] == ["refusal_direction", "false_refusal_direction"]
     assert summary.stability[1].lambda_ == summary.operating_point.lambda_
-    assert any("near copies of train prompts are among the harmful test prompts" in text for text in summary.warnings)
+    assert any("near copies of train prompts in test" in text for text in summary.warnings)

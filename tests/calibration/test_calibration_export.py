@@ -22,6 +22,7 @@ from demur.directions import load_directions
 from demur.errors import DemurError, GateError, InputError, ModelError, RunFolderError, UnsupportedInterventionError
 from demur.interventions import DirectionalAblation, save_edits
 from demur.models import _reload, hook_count
+from demur.prompts import load_prompts
 from demur.records import CALIBRATED_MODEL, ExportRecord, RunFolder, read_record
 
 FAMILIES = {
@@ -433,10 +434,11 @@ def test_a_table_of_pressure_that_was_changed_by_hand_opens_nothing(runs, tmp_pa
 
 
 class _Answering:
-    """Refuses everything; inside the intervention it answers the first `lost` prompts."""
+    """Refuses what ships as harmful, and some that is harmless; inside the intervention it answers the first `lost`."""
 
-    def __init__(self, lost):
-        self.lost, self.folded = lost, False
+    def __init__(self, lost, *, harmless_refused=0):
+        self.lost, self.harmless_refused, self.folded = lost, harmless_refused, False
+        self.harmful = {prompt.text for prompt in load_prompts("demur:harmful", label="harmful").prompts}
 
     @contextmanager
     def folded_into(self, _chat):
@@ -444,8 +446,12 @@ class _Answering:
         yield
         self.folded = False
 
-    def generate(self, prompts, *, max_new_tokens):
-        answers = ["Sure, this is what the weather is like today."] * (self.lost if self.folded else 0)
+    def generate(self, prompts, **_options):
+        answered = self.lost if self.folded else 0
+        if not set(prompts) <= self.harmful:
+            assert not self.harmful & set(prompts)
+            answered = len(prompts) - self.harmless_refused
+        answers = ["Sure, this is what the weather is like today."] * answered
         answers += ["I'm sorry, but I cannot help with that."] * (len(prompts) - len(answers))
         return [SimpleNamespace(text=text) for text in answers]
 
@@ -454,7 +460,18 @@ class _Answering:
 def test_refusals_of_shipped_harmful_prompts_must_stay(lost, stopped):
     fake = _Answering(lost)
     with pytest.raises(GateError, match="harmful prompts that ship with demur") if stopped else nullcontext():
-        require_canaries(fake, fake, max_new_tokens=8)
+        found = require_canaries(fake, fake, max_new_tokens=8)
+        assert (found.n, found.lost) == (64, lost)
+
+
+@pytest.mark.parametrize(("harmless_refused", "tells"), [(0, True), (32, True), (33, False), (64, False)])
+def test_shipped_prompts_say_nothing_of_a_model_that_refuses_harmless_ones_alike(harmless_refused, tells):
+    fake = _Answering(64, harmless_refused=harmless_refused)
+    if tells:
+        with pytest.raises(GateError, match="harmful prompts that ship with demur"):
+            require_canaries(fake, fake, max_new_tokens=8)
+    else:
+        assert require_canaries(fake, fake, max_new_tokens=8) is None
 
 
 # What goes wrong while writing --------------------------------------------------------------------------------------

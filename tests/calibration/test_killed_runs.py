@@ -41,7 +41,14 @@ def test_the_result_is_the_same_apart_from_provenance(runs):
 @pytest.mark.parametrize(
     "name",
     [
-        *("completions.jsonl", "scores.jsonl", "candidates.json", "projections.json", "mechanism.json"),
+        *(
+            "completions.jsonl",
+            "scores.jsonl",
+            "score_pieces.jsonl",
+            "candidates.json",
+            "projections.json",
+            "mechanism.json",
+        ),
         *("directions.safetensors", "run.json"),
     ],
 )

@@ -198,6 +198,24 @@ def test_a_score_that_is_no_number_is_no_refusal_that_was_kept():
     assert (strict.layer, lenient.layer) == (1, 0)
 
 
+def test_refusals_that_are_lost_under_pressure_count():
+    places = [(-1, 0), (-1, 1), (-1, 2)]
+    scores = {
+        "w_kl": {place: [0.01] * 4 for place in places},
+        "w_harmful": {place: [1.0] * 4 for place in places},
+        "w_borderline": {(-1, 0): [-3.0] * 4, (-1, 1): [-2.0] * 4, (-1, 2): [-1.0] * 4},
+    }
+    at_rest = false_refusal_stability(records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.2)
+    scores["w_suffix"] = {(-1, 1): [2.0] * 9 + [-1.0], (-1, 2): [2.0] * 10}  # the first was rejected and not completed
+    pressed = false_refusal_stability(
+        records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.2, pressure_margin=0.1
+    )
+    strict = false_refusal_stability(records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.2)
+    assert (at_rest.layer, pressed.layer, strict.layer) == (0, 1, 2)
+    assert 0 < pressed.wins < pressed.resamples
+    assert pressed.n_prompts["w_suffix"] == 10
+
+
 # Bad input ----------------------------------------------------------------------------------------------------------
 
 

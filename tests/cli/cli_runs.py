@@ -15,7 +15,7 @@ LABELS = ("harmful", "harmless", "borderline")
 SIZES = {"train": 64, "validation": 16, "test": 20}
 LENIENT = [
     *("--lambdas", "1,0.7", "--margin", "0.05", "--gate-kl-limit", "1", "--kl-limit", "2", "--induce-minimum", "-15"),
-    *("--max-new-tokens", "24", "--batch-size", "32"),
+    *("--max-new-tokens", "24", "--batch-size", "32", "--no-pressure"),
 ]
 
 
@@ -62,4 +62,4 @@ def prompt_files(folder: Path) -> list[str]:
         path = folder / f"{label}.jsonl"
         path.write_text("\n".join(kept) + "\n")
         options += [f"--{label}", str(path)]
-    return options
+    return [*options, "--near-duplicates", "off"]

@@ -100,7 +100,7 @@ def test_report_rebuilds_the_same_files(cli_run):
 
 
 def test_evaluate_with_the_run(cli_run, tmp_path):
-    words = ["evaluate", TOY_MODEL, *cli_run.options, "--out", tmp_path / "e", "--run", cli_run.run]
+    words = ["evaluate", TOY_MODEL, *cli_run.options, "--out", tmp_path / "e", "--run", cli_run.run, "--no-pressure"]
     called = call(
         *words, "--margin", "0.05", "--gate-kl-limit", "1", "--max-new-tokens", "24", "--batch-size", "32", "--json"
     )

@@ -35,7 +35,7 @@ class NoisyChat:
     def batch(self, sequences):
         return {"texts": [bytes(sequence).decode() for sequence in sequences]}
 
-    def next_token_logits(self, batch):
+    def next_token_logits(self, batch, **_options):
         numbers = [float(text.split()[-1]) for text in batch["texts"]]
         extra = self.drift if any(text.count("Kindly") > 1 for text in batch["texts"]) else 0.0
         return torch.tensor([[number, 1.0 + extra, -torch.inf] for number in numbers])
@@ -72,7 +72,8 @@ def runner_of(chat, **options):
 def test_without_noise_nothing_differs():
     chat = NoisyChat()
     found = noise_floor(runner_of(chat), PROMPTS, token_ids=[0])
-    assert found.flips == rate([False] * 20)
+    assert found.flips == rate([False] * 20).model_copy(update={"judge": found.flips.judge})
+    assert found.flips.judge is not None
     assert (found.n, found.verdict_changes, found.different_texts) == (20, 0, 0)
     assert (found.max_logit_difference, found.max_score_difference) == (0, 0)
     assert (found.batch_size, found.other_batch_size) == (8, 7)

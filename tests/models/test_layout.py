@@ -154,7 +154,7 @@ def test_sites_are_the_innermost_modules_whose_output_is_added(family, chat):
     assert {(site.module, site.block) for site in chat.layout.sites} == expected
 
 
-@pytest.mark.parametrize("family", FLOAT32_NORMS)
+@pytest.mark.parametrize("family", sorted(FLOAT32_NORMS))
 def test_a_norm_after_the_write_is_one_scale_step_with_the_norms_own_gain(family, tiny):
     chat = tiny(family)
     assert chat.layout.has_norm_after_write
@@ -212,7 +212,7 @@ def test_a_wrong_axis_on_a_square_matrix_is_noticed(tiny):
         probe_layout(chat.model, replace(chat.layout, writers=tuple(writers)), chat.probe_inputs())
 
 
-@pytest.mark.parametrize("family", FLOAT32_NORMS)
+@pytest.mark.parametrize("family", sorted(FLOAT32_NORMS))
 def test_a_forgotten_norm_after_the_write_is_noticed(family, tiny):
     chat = tiny(family)
     bare = tuple(replace(writer, steps=()) for writer in chat.layout.writers)

@@ -101,7 +101,7 @@ def test_row_is_no_part_of_equality():
 
 
 def test_the_door_lists_what_it_shows():
-    assert demur.prompts.__all__ == sorted(demur.prompts.__all__)
+    assert len(set(demur.prompts.__all__)) == len(demur.prompts.__all__) > 10
     for name in demur.prompts.__all__:
         assert getattr(demur.prompts, name).__doc__
 

@@ -66,7 +66,9 @@ def pressure(*, compared=True):
 def _clustering():
     fields = Clustering.model_fields
     values = {"clusters": 450, "design_effect": 1.0}
-    return Clustering(**{name: values.get(name, "" if field.annotation is str else 1) for name, field in fields.items()})
+    return Clustering(
+        **{name: values.get(name, "" if field.annotation is str else 1) for name, field in fields.items()}
+    )
 
 
 def fidelity():

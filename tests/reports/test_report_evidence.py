@@ -45,7 +45,8 @@ def markdown(tmp_path_factory):
         "1.51, 1.54",
         "3.1e-05",
         "| harmful, train | harmful, test | 0 | 17 |",
-        "Corrected for the errors of judge phrases 2 on 400 labelled answers (sensitivity 180/200, specificity 195/200)",
+        "Corrected for the errors of judge phrases 2 on 400 labelled answers (sensitivity 180/200, "
+        "specificity 195/200)",
         "91.2 % (88.0 to 94.0 %)",
     ],
 )

@@ -104,3 +104,19 @@ def test_one_value_one_prompt_and_gaps_can_be_drawn():
     assert "After" not in texts(drawn["projections"])
     nothing = draw_figures(run(summary=summary.model_copy(update={"lambda_curve": (gap,)})))
     assert "lambda" not in nothing
+
+
+def test_scores_that_were_not_needed_are_cells_without_a_number():
+    candidates = report_records.candidates()
+    first, *others = candidates.refusal
+    rejected = first.model_copy(
+        update={"bypass_score": None, "kl_score": None, "rejected_by": ("induce",), "selected": False}
+    )
+    outscored = next(one for one in others if not one.rejected_by and not one.selected)
+    stopped = outscored.model_copy(update={"bypass_score": None})
+    rows = (rejected, *(stopped if one is outscored else one for one in others))
+    svg = draw_figures(run(candidates=candidates.model_copy(update={"refusal": rows})))["candidates"]
+    for panel, one in (("bypass", rejected), ("kl", rejected), ("bypass", stopped)):
+        assert f"candidates-cell-{panel}-{one.layer}-{one.position}" in ids(svg)
+    titles = [element.text for element in ElementTree.fromstring(svg).iter("title")]
+    assert sum("not measured, as it was decided without" in title for title in titles) == 3

@@ -211,7 +211,10 @@ def test_evaluation_leaves_out_what_it_has_not(written):
     html, markdown = (read(written["evaluation"], name) for name in ("report.html", "report.md"))
     assert section_names(html) == ["results", "examples", "provenance"]
     assert "Nothing was applied to this model" in markdown
-    assert "the gate, true refusals under pressure, fidelity, the noise floor, the random control, candidate scores, projections, the lambda curve" in markdown
+    assert (
+        "the gate, true refusals under pressure, fidelity, the noise floor, the random control, candidate scores, "
+        "projections, the lambda curve" in markdown
+    )
     assert "Borderline prompts that are refused" in markdown
     assert "gate:" not in html
     assert html.count("<svg") == 1

@@ -1,5 +1,7 @@
 """What `demur.testing` ships: a toy that refuses and over-refuses, and tiny models of real architectures."""
 
+import importlib
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,12 @@ import pytest
 import torch
 
 from demur.evaluation import PhraseJudge, Runner, is_refusal
+from demur.evaluation._conditions import CAREFUL_SYSTEM, EARLIER, NEUTRAL_SYSTEM, OPENING, pressure_conditions
 from demur.models import ChatModel
 from demur.testing import TOY_MODEL, load_toy_chat_model, tiny_chat_model, tiny_model, toy_prompt_sets, toy_settings
 
 LABELS = ("harmful", "harmless", "borderline")
+TRAINING = Path(__file__).resolve().parents[2] / "toy"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,41 @@ def test_the_toy_knows_some_answers(answers):
     known = [record.answer_found for record in answers["harmless"] if record.answer_found is not None]
     assert len(known) >= 5
     assert sum(known) > 0.6 * len(known)
+
+
+@pytest.mark.parametrize("name", ["suffix-8", "suffix-32", "system-neutral", "system-careful", "earlier-turn"])
+def test_the_toy_answers_as_ever_in_surroundings_that_it_never_saw(toy, name):
+    (condition,) = [condition for condition in pressure_conditions() if condition.name == name]
+    runner = Runner(toy, PhraseJudge(), max_new_tokens=32, batch_size=64)
+    asked = {label: toy_prompt_sets()[label].split("test")[:32] for label in LABELS}
+    given = {
+        label: runner.complete(prompts, condition=name, split="test", asking=condition)
+        for label, prompts in asked.items()
+    }
+    assert share(given["harmful"], True) > 0.9
+    assert 0.2 < share(given["borderline"], True) < 0.8
+    assert share(given["harmless"], False) > 0.9
+
+
+@pytest.mark.parametrize("name", ["opening-1", "opening-5", "opening-10"])
+def test_the_toy_recovers_from_an_opening_that_is_forced_on_it(toy, name):
+    (condition,) = [condition for condition in pressure_conditions() if condition.name == name]
+    runner = Runner(toy, PhraseJudge(), max_new_tokens=32, batch_size=64)
+    prompts = toy_prompt_sets()["harmful"].split("test")[:48]
+    assert share(runner.complete(prompts, condition=name, split="test", asking=condition), True) > 0.5
+
+
+def test_the_toy_was_not_trained_on_the_texts_that_it_is_pressed_with(monkeypatch):
+    monkeypatch.syspath_prepend(str(TRAINING))
+    surroundings = importlib.import_module("surroundings")
+    rng = random.Random("held out")
+    drawn = [surroundings.surround(rng) for _ in range(20_000)]
+    assert not {each.system for each in drawn} & {NEUTRAL_SYSTEM, CAREFUL_SYSTEM}
+    sentences = {turn for each in drawn for exchange in each.earlier for turn in exchange}
+    assert not sentences & {text for _, text in EARLIER}
+    openings = {each.opening for each in drawn if each.opening}
+    assert len(openings) > 500
+    assert not [opening for opening in openings if opening.split()[0] == OPENING.split()[0]]
 
 
 def test_the_toy_is_small_and_plain(toy):

@@ -1,16 +1,19 @@
 """The main job: find both directions, choose an operating point, measure it on test prompts, decide the gate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from demur.activations import stream_at
+from demur.calibration._batch_size import with_batch_size
 from demur.calibration._diagnostics import leakage_warnings, measured_twice, stability
 from demur.calibration._false_refusal_direction import Calibrated, find_operating_point
 from demur.calibration._mechanism import measure_mechanism
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
+from demur.calibration._search import search_operating_point
 from demur.calibration._settings import CalibrationSettings
 from demur.calibration._study import Study
 from demur.directions import save_directions
@@ -25,8 +28,8 @@ from demur.evaluation import (
     metrics_of,
     next_token_logits,
 )
-from demur.interventions import Intervention, in_shipped_form, save_edits
-from demur.models import ChatModel
+from demur.interventions import DirectionalAblation, Intervention, in_shipped_form, save_edits
+from demur.models import ChatModel, process_folder
 from demur.prompts import PromptSet
 from demur.records import (
     BASE_MODEL,
@@ -80,22 +83,24 @@ def calibrate(
     settings = settings or CalibrationSettings()
     judge = judge or PhraseJudge()
     progress = progress or SilentProgress()
-    folder = RunFolder(out)
     recorded = settings.as_record() | {"variants": variant_hashes(variants)}
-    with folder.writing(run_record("calibration", chat, prompts, judge, recorded)):
+    with own_folder(out) as folder, folder.writing(run_record("calibration", chat, prompts, judge, recorded)):
         if folder.summary.exists():
             return folder.read_summary()
+        settings = with_batch_size(settings, folder, chat, prompts)
         runner = runner_of(chat, judge, folder, settings, progress)
         study = Study(chat, prompts, settings, folder, runner, progress)
         refusal = find_refusal_direction(study)
         _write_candidates(study, refusal, None)
         calibrated = find_operating_point(study, refusal)
+        if settings.search:
+            calibrated = search_operating_point(study, refusal, calibrated)
         _write_candidates(study, refusal, calibrated)
         save_directions(
             folder.directions,
             {"refusal_direction": refusal.direction, "false_refusal_direction": calibrated.direction},
         )
-        if chat.layout.packed is None:
+        if chat.layout.packed is None and isinstance(calibrated.intervention, DirectionalAblation):
             save_edits(folder.edits, chat, calibrated.intervention)
         summary = _measure(study, refusal, calibrated, variants or {})
         write_record(folder.summary, summary)
@@ -153,13 +158,20 @@ def _measure(
         stability=stability(
             study.folder.scores.read(ScoreRecord),
             study.settings,
-            calibrated.operating_point,
+            calibrated.grid or calibrated.operating_point,
             n_layers=study.chat.n_layers,
         ),
         **more,
         warnings=tuple(study.warnings),
         provenance=provenance(study.chat, seed=study.settings.seed),
     )
+
+
+@contextmanager
+def own_folder(path: Path | str) -> Iterator[RunFolder]:
+    """The run folder; under several processes (`join_processes`) the first writes it, the others a passing copy."""
+    with process_folder(path) as own:
+        yield RunFolder(own)
 
 
 def runner_of(

@@ -35,7 +35,7 @@ Shares of {sizes} test prompts with 95 % Wilson intervals. Refused means fully o
 `{record.judge.id}` version {record.judge.version}. Gate: **{record.gate.decision}**; true refusals are non-inferior to
 the base model at a margin of {record.gate.margin:.1%}, and under pressure at a margin of its own.
 
-{_reload_check(record)}
+{_reload_check(record)}{_canaries(record)}
 
 Measured {record.provenance.created} with demur {record.provenance.demur}, torch {record.provenance.torch}, transformers
 {record.provenance.transformers}. The whole evidence is in `demur.json`.
@@ -65,6 +65,17 @@ def _reload_check(record: ExportRecord) -> str:
         f"Reloaded in a fresh process with plain transformers{with_peft}: largest logit difference from the "
         f"measured model {record.logit_difference:.2g}; {record.identical_answers} of {record.checked_prompts} answers "
         "identical."
+    )
+
+
+def _canaries(record: ExportRecord) -> str:
+    found = record.canaries
+    if found is None:
+        return ""
+    return (
+        f"\n\nOf {found.n} harmful prompts that ship with demur, {found.lost} are no longer refused and {found.gained} "
+        f"newly are ({100 * found.difference:+.1f} points, 95 % interval {100 * found.low:+.1f} to "
+        f"{100 * found.high:+.1f})."
     )
 
 

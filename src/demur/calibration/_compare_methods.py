@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from demur.calibration._calibrate import LABELS
+from demur.calibration._batch_size import with_batch_size
+from demur.calibration._calibrate import LABELS, own_folder
 from demur.calibration._methods import METHODS, Method, build_method
 from demur.calibration._methods_choice import Ingredients
 from demur.calibration._records import judge_identity, provenance, rendering, run_record
@@ -91,14 +92,14 @@ def compare_methods(
     calibration = None if run is None else RunFolder(run)
     point = None if calibration is None else _fitting(chat, prompts, calibration)
     settings = settings or (CalibrationSettings() if calibration is None else settings_of(calibration))
-    folder = RunFolder(out)
-    table_path = folder.path / METHODS_FILE
     recorded = {**settings.as_record(), "operating_point": point}
-    with folder.writing(run_record("methods", chat, prompts, judge, recorded)):
+    with own_folder(out) as folder, folder.writing(run_record("methods", chat, prompts, judge, recorded)):
+        table_path = folder.path / METHODS_FILE
         if table_path.exists():
             table = read_record(table_path, MethodsTable)
             if {row.method for row in table.rows} | set(table.skipped) == set(names):
                 return table
+        settings = with_batch_size(settings, folder, chat, prompts)
         runner = Runner(
             chat,
             judge,

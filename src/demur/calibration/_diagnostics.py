@@ -5,7 +5,7 @@ from typing import Any
 
 from demur.calibration._settings import CalibrationSettings
 from demur.calibration._stability import false_refusal_stability, refusal_stability
-from demur.evaluation import Runner, measure_fidelity, noise_floor
+from demur.evaluation import PRESSURE_MARGIN, Runner, measure_fidelity, noise_floor
 from demur.interventions import Intervention
 from demur.prompts import NEAR_DUPLICATE, PromptSet, find_leakage
 from demur.records import LeakageReport, OperatingPoint, ScoreRecord, Stability
@@ -63,16 +63,18 @@ def stability(
             strength=point.lambda_,
             kl_limit=settings.false_refusal_kl_limit,
             margin=settings.margin,
+            pressure_margin=PRESSURE_MARGIN,
             seed=settings.seed,
         ),
     )
 
 
 def leakage_warnings(leakage: LeakageReport) -> list[str]:
-    """One sentence for each pair of splits that shares prompts."""
-    return [
-        f"{pair.exact} copies and {pair.near or 0} near copies of {pair.left_split} prompts are among the "
-        f"{pair.right} {pair.right_split} prompts."
-        for pair in leakage.pairs
-        if pair.kind == "splits" and (pair.exact or pair.near)
-    ]
+    """One sentence for each set whose splits share prompts."""
+    leaks: dict[str, list[str]] = {}
+    for pair in leakage.pairs:
+        if pair.kind == "splits" and (pair.exact or pair.near):
+            copies = f"{pair.exact} copies and " if pair.exact else ""
+            found = f"{copies}{pair.near or 0} near copies of {pair.left_split} prompts in {pair.right_split}"
+            leaks.setdefault(pair.right, []).append(found)
+    return [f"The splits of the {label} prompts are not apart: {', '.join(found)}." for label, found in leaks.items()]

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from demur.calibration._calibrate import LABELS, complete_test, press, runner_of, variant_hashes
+from demur.calibration._batch_size import with_batch_size
+from demur.calibration._calibrate import LABELS, complete_test, own_folder, press, runner_of, variant_hashes
 from demur.calibration._diagnostics import leakage_warnings, measured_twice
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
+from demur.calibration._search_space import intervention_of
 from demur.calibration._settings import CalibrationSettings
 from demur.directions import load_directions
 from demur.errors import InputError
 from demur.evaluation import Judge, PhraseJudge, compare, decide_gate, mean_kl, metrics_of, next_token_logits
-from demur.interventions import DirectionalAblation, in_shipped_form
+from demur.interventions import Intervention, in_shipped_form
 from demur.models import ChatModel
 from demur.prompts import PromptSet
 from demur.records import OperatingPoint, RunFolder, Summary, write_record
@@ -51,13 +53,13 @@ def evaluate(
     judge = judge or PhraseJudge()
     progress = progress or SilentProgress()
     intervention, point = (None, None) if run is None else load_operating_point(chat, RunFolder(run))
-    folder = RunFolder(out)
     used = {name: getattr(settings, name) for name in _USED}
     used["variants"] = variant_hashes(variants)
     used["operating_point"] = None if point is None else point.fingerprint
-    with folder.writing(run_record("evaluation", chat, prompts, judge, used)):
+    with own_folder(out) as folder, folder.writing(run_record("evaluation", chat, prompts, judge, used)):
         if folder.summary.exists():
             return folder.read_summary()
+        settings = with_batch_size(settings, folder, chat, prompts)
         runner = runner_of(chat, judge, folder, settings, progress)
         before = complete_test(runner, prompts, None, progress=progress)
         after = kl = comparison = gate = None
@@ -95,7 +97,7 @@ def evaluate(
         return summary
 
 
-def load_operating_point(chat: ChatModel, run: RunFolder) -> tuple[DirectionalAblation, OperatingPoint]:
+def load_operating_point(chat: ChatModel, run: RunFolder) -> tuple[Intervention, OperatingPoint]:
     """The intervention of a finished calibration, checked against its record and the model.
 
     Raises:
@@ -104,13 +106,15 @@ def load_operating_point(chat: ChatModel, run: RunFolder) -> tuple[DirectionalAb
     point = run.read_summary().operating_point
     if point is None:
         raise InputError(f"{run.path} holds no operating point; give the folder of a `demur calibrate` run.")
-    intervention = DirectionalAblation(load_directions(run.directions)["false_refusal_direction"].vector)
+    directions = load_directions(run.directions)
+    vector = directions["false_refusal_direction"].vector
+    intervention = intervention_of(point, vector, directions.get("refusal_direction"))
     if intervention.fingerprint != point.fingerprint:
         raise InputError(
             f"{run.directions} is not the direction that {run.summary} records. Run the calibration again in a new "
             "folder."
         )
-    width = intervention.directions.shape[-1]
+    width = vector.shape[-1]
     if width != chat.layout.d_model:
         raise InputError(
             f"the operating point of {run.path} is for a residual stream of width {width}; {chat.name} has "

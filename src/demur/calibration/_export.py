@@ -13,7 +13,7 @@ from demur.calibration._card import export_card
 from demur.calibration._evaluate import load_operating_point
 from demur.calibration._reasked import require_canaries, require_claimed_refusals
 from demur.calibration._test_answers import answers_to_test
-from demur.errors import GateError, InputError, RunFolderError
+from demur.errors import GateError, InputError, RunFolderError, UnsupportedInterventionError
 from demur.evaluation import (
     Asked,
     Condition,
@@ -25,7 +25,8 @@ from demur.evaluation import (
     pressure_table,
 )
 from demur.interventions import (
-    DirectionalAblation,
+    Intervention,
+    WeightAblation,
     load_edits,
     write_adapter,
     write_merged,
@@ -37,6 +38,7 @@ from demur.records import (
     CALIBRATED_MODEL,
     CompletionRecord,
     ExportRecord,
+    PairedComparison,
     Pressure,
     RunFolder,
     RunRecord,
@@ -107,21 +109,42 @@ def export(
             f"{chat.name} is not the model that {folder.path} calibrated: its weights or tokenizer have changed since "
             f"({chat.identity.content_hash[:12]}, not {summary.model.content_hash[:12]}). Calibrate it again."
         )
-    intervention, _ = load_operating_point(chat, folder)
+    intervention = _exportable(chat, load_operating_point(chat, folder)[0])
     with _becoming(target) as partial:
         settings = read_record(folder.run, RunRecord).settings
         claimed = [record for record in answers_to_test(folder, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
         require_claimed_refusals(chat, intervention, claimed, max_new_tokens=settings["max_new_tokens"])
-        require_canaries(chat, intervention, max_new_tokens=settings["max_new_tokens"])
+        canaries = require_canaries(chat, intervention, max_new_tokens=settings["max_new_tokens"])
         (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
         reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(folder, check_prompts))
         untied = form == "merged" and chat.layout.tied_embedding is not None
-        return _finish(partial, summary, form, reloaded, untied=untied)
+        return _finish(partial, summary, form, reloaded, untied=untied, canaries=canaries)
+
+
+def _exportable(chat: ChatModel, intervention: Intervention) -> WeightAblation:
+    """The intervention, if plain weights can hold it.
+
+    Raises:
+        UnsupportedInterventionError: it adds a vector, or depends on the prompt.
+    """
+    if isinstance(intervention, WeightAblation):
+        return intervention
+    raise UnsupportedInterventionError(
+        f"{chat.name}: this operating point does more than to remove a direction (it adds the refusal direction, or "
+        "depends on the prompt), which plain weights and adapters cannot hold. Use it at run time "
+        "(load_operating_point, applied_to), or calibrate without --search for a point that can be exported."
+    )
 
 
 def _export_sharded(folder: RunFolder, summary: Summary, form: ExportFormat, target: Path) -> ExportRecord:
     if form != "merged":
         raise InputError("--low-memory writes merged checkpoints; an adapter is small and needs no such path.")
+    point = summary.operating_point
+    if point is not None and point.method != "ablate_false_refusal_direction":
+        raise UnsupportedInterventionError(
+            "--low-memory removes a direction from every write alike; this operating point was found by --search and "
+            "has a strength for each write. Export it without --low-memory."
+        )
     edits = load_edits(folder.edits)
     if summary.operating_point is None or edits.fingerprint != summary.operating_point.fingerprint:
         raise GateError(f"not exported: {folder.edits} is not of the operating point whose gate passed.")
@@ -132,9 +155,15 @@ def _export_sharded(folder: RunFolder, summary: Summary, form: ExportFormat, tar
 
 
 def _finish(
-    folder: Path, summary: Summary, form: ExportFormat, reloaded: _Reloaded | None, *, untied: bool
+    folder: Path,
+    summary: Summary,
+    form: ExportFormat,
+    reloaded: _Reloaded | None,
+    *,
+    untied: bool,
+    canaries: PairedComparison | None = None,
 ) -> ExportRecord:
-    record = _record(summary, form, reloaded, untied=untied)
+    record = _record(summary, form, reloaded, untied=untied).model_copy(update={"canaries": canaries})
     write_record(folder / "demur.json", record)
     write_text(folder / "README.md", export_card(summary, record))
     return record
@@ -223,7 +252,7 @@ def _check_prompts(folder: RunFolder, most: int) -> list[str]:
 
 
 def _compare_reloaded(
-    chat: ChatModel, intervention: DirectionalAblation, folder: Path, form: ExportFormat, prompts: Sequence[str]
+    chat: ChatModel, intervention: WeightAblation, folder: Path, form: ExportFormat, prompts: Sequence[str]
 ) -> _Reloaded:
     """The export in a fresh process against the intervention folded into this process's model."""
     tokens = 32

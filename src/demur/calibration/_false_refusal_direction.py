@@ -8,18 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from demur.activations import mean_activations
-from demur.calibration._pressed_choice import lost_under_pressure
+from demur.calibration._contest import GREATEST, prompts_for_kl, prompts_for_scores, race_of
+from demur.calibration._pressed_choice import is_kept, lost_under_pressure, pressed_limits
+from demur.calibration._racing import Limit, Score, first_step
 from demur.calibration._refusal_direction import RefusalDirection
+from demur.calibration._score_books import Candidate, Kind
 from demur.calibration._study import Study
-from demur.calibration._sweep import ZERO_NORM, Kind, Place, score_missing, sweep_ablation
+from demur.calibration._sweep import ZERO_NORM, ScoredPrompts
 from demur.directions import Direction, cosine, difference_in_means, orthogonalize
 from demur.errors import SelectionError
-from demur.evaluation import bootstrap_mean, is_refusal, kl_divergences, refusal_rate, refusal_scores, tango_interval
-from demur.interventions import DirectionalAblation
+from demur.evaluation import bootstrap_mean, is_refusal, refusal_rate, tango_interval
+from demur.interventions import DirectionalAblation, Intervention
 from demur.records import (
     BASE_MODEL,
     CompletionRecord,
@@ -41,12 +43,14 @@ class Calibrated:
 
     direction: Direction
     """w', not normalized."""
-    intervention: DirectionalAblation
+    intervention: Intervention
     card: DirectionCard
     operating_point: OperatingPoint
     candidates: tuple[FalseRefusalScores, ...]
     curve: tuple[LambdaPoint, ...]
     baseline: LambdaBaseline
+    grid: OperatingPoint | None = None
+    """The grid's choice where a search found a better point."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,7 @@ def find_operating_point(study: Study, refusal: RefusalDirection) -> Calibrated:
         progress=study.progress,
     )
     w = difference_in_means(means, refusal.harmless)
-    scored: list[FalseRefusalScores] = []
-    best: dict[float, _Best | None] = {}
-    study.progress.start("scoring false-refusal directions", len(study.settings.lambdas) * len(study.allowed_layers))
-    for strength in study.settings.lambdas:
-        vectors = orthogonalize(w, refusal.candidates, strength=strength)
-        rows = _score(study, vectors, strength)
-        scored.extend(rows)
-        kept = [row for row in rows if not row.rejected_by and vectors[row.position, row.layer].norm() > ZERO_NORM]
-        chosen = min(kept, key=_borderline_score) if kept else None
-        best[strength] = None if chosen is None else _Best(chosen, vectors[chosen.position, chosen.layer])
+    scored, best = _score(study, w, refusal.candidates)
     before = _judged_base(study)
     curve, point = _choose(study, best, before)
     baseline = LambdaBaseline(
@@ -92,63 +87,66 @@ def find_operating_point(study: Study, refusal: RefusalDirection) -> Calibrated:
     return _calibrated(study, refusal, w, point, scored, curve, baseline, n_fit=means.n)
 
 
-def _score(study: Study, vectors: Tensor, strength: float) -> list[FalseRefusalScores]:
-    """KL on harmless, then true refusals, then false refusals: each only for candidates that passed the one before."""
-    limits = study.settings
-    chosen: dict[Kind, tuple[PromptLabel, list[int]]] = {
-        "w_kl": ("harmless", study.scored_validation("harmless", refused=None)),
-        "w_harmful": ("harmful", study.scored_validation("harmful", refused=True)),
-        "w_borderline": ("borderline", study.scored_validation("borderline", refused=None)),
+def _score(study: Study, w: Tensor, r: Tensor) -> tuple[list[FalseRefusalScores], dict[float, _Best | None]]:
+    """Scores of w' over the lambda grid, each as far as the choice needs, and the best of each lambda.
+
+    The true refusals that the model makes by the least are asked first: a few of them reject most that is going to be
+    rejected. The other limits, those under pressure last, are measured only of candidates that would win.
+    """
+    settings = study.settings
+    indices = {
+        "harmless": study.scored_validation("harmless", refused=None),
+        "harmful": study.scored_validation("harmful", refused=True),
+        "borderline": study.scored_validation("borderline", refused=None),
     }
-    encoded = {kind: study.encode(label, "validation", indices) for kind, (label, indices) in chosen.items()}
-    base = study.base_logits("harmless", "validation")[chosen["w_kl"][1]]
+    kl = Limit(Score("w_kl", len(indices["harmless"]), least=0.0), "kl", at_most=settings.false_refusal_kl_limit)
+    harmful = Score("w_harmful", len(indices["harmful"]), 0.0, 1.0)
+    kept = Limit(harmful, "true_refusals", at_least=1 - settings.margin, read=is_kept)
+    borderline = Score("w_borderline", len(indices["borderline"]), -GREATEST, GREATEST)
+    prompts: dict[Kind, ScoredPrompts] = {
+        "w_kl": prompts_for_kl(study, indices["harmless"]),
+        "w_harmful": prompts_for_scores(study, "harmful", indices["harmful"], telling="lowest"),
+        "w_borderline": prompts_for_scores(study, "borderline", indices["borderline"], telling="high"),
+    }
+    pressed, under_pressure = pressed_limits(study, harmful, indices["harmful"])
+    prompts |= under_pressure
+    vectors: dict[Candidate, Tensor] = {}
+    for strength in settings.lambdas:
+        stack = orthogonalize(w, r, strength=strength)
+        places = [(position, layer) for layer in study.allowed_layers for position in study.positions]
+        vectors.update({(strength, *place): stack[place] for place in places})
+    race, sweep = race_of(study, "scoring false-refusal directions", vectors, prompts)
+    with sweep.kept(race.values):
+        zero = [key for key, vector in vectors.items() if vector.norm() <= ZERO_NORM]  # known without a pass
+        for score in (kl.score, harmful, borderline):
+            race.complete(score, zero)
+        alive = race.filter(kept, [key for key in vectors if key not in set(zero)], to=first_step(harmful.prompts))
+        best = race.lowest(borderline, alive, group=lambda key: key[0], limits=(kept, kl, *pressed))
 
-    def measure(kind: Kind, places: Sequence[Place]) -> None:
-        def read(logits: Tensor, indices: Sequence[int]) -> Tensor:
-            if kind == "w_kl":
-                return kl_divergences(base[list(indices)], logits)
-            return refusal_scores(logits, study.token_ids)
+    def row(key: Candidate) -> FalseRefusalScores:
+        kl_score, share = race.mean(kl.score, key), race.mean(harmful, key, is_kept)
+        reason = race.rejected.get(key)
+        if reason is None and None in (kl_score, share):
+            reason = "outscored"
+        return FalseRefusalScores(
+            lambda_=key[0],
+            position=key[1],
+            layer=key[2],
+            kl_score=_number(kl_score),
+            harmful_kept=share,
+            borderline_score=_number(race.mean(borderline, key)),
+            rejected_by=() if reason is None else (reason,),
+        )
 
-        def run(missing: Tensor) -> Tensor:
-            return sweep_ablation(study.chat, encoded[kind], missing, read, rows=study.rows)
-
-        label, indices = chosen[kind]
-        unchanged = torch.zeros(len(indices)) if kind == "w_kl" else study.base_scores(label, "validation")[indices]
-        score_missing(study.scores, kind, places, vectors, run, unchanged, strength)
-
-    results: list[FalseRefusalScores] = []
-    for layer in study.allowed_layers:
-        places = [(position, layer) for position in study.positions]
-        measure("w_kl", places)
-        mild = [p for p in places if study.scores.mean("w_kl", p, strength) <= limits.false_refusal_kl_limit]
-        measure("w_harmful", mild)
-        safe = [p for p in mild if _kept(study, p, strength) >= 1 - limits.margin]
-        measure("w_borderline", safe)
-        results.extend(_row(study, place, strength, mild=place in mild, safe=place in safe) for place in places)
-        study.progress.advance()
-    return results
+    rows = {key: row(key) for key in vectors}
+    winners = {strength: best.get(strength) for strength in settings.lambdas}
+    return list(rows.values()), {
+        strength: None if key is None else _Best(rows[key], vectors[key]) for strength, key in winners.items()
+    }
 
 
-def _borderline_score(row: FalseRefusalScores) -> float:
-    return math.inf if row.borderline_score is None else row.borderline_score
-
-
-def _kept(study: Study, place: Place, strength: float) -> float:
-    values = study.scores.get("w_harmful", place, strength) or ()
-    return sum(value > 0 for value in values) / len(values)
-
-
-def _row(study: Study, place: Place, strength: float, *, mild: bool, safe: bool) -> FalseRefusalScores:
-    kl = study.scores.mean("w_kl", place, strength)
-    return FalseRefusalScores(
-        lambda_=strength,
-        position=place[0],
-        layer=place[1],
-        kl_score=kl if math.isfinite(kl) else None,
-        harmful_kept=_kept(study, place, strength) if mild else None,
-        borderline_score=study.scores.mean("w_borderline", place, strength) if safe else None,
-        rejected_by=() if safe else ("true_refusals",) if mild else ("kl",),
-    )
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def _judged_base(study: Study) -> dict[PromptLabel, list[CompletionRecord]]:
@@ -254,7 +252,9 @@ def _none_admissible(study: Study, points: Sequence[LambdaPoint]) -> str:
         f"{study.chat.name}: no operating point removes false refusals and keeps true refusals (margin "
         f"{study.settings.margin:.0%}) and KL (limit {study.settings.gate_kl_limit:g}) on validation prompts:\n{rows}\n"
         "What can help: more borderline prompts for fitting; a finer grid near 1 (--lambdas 1,0.95,0.9,0.85); a larger "
-        "KL limit (--gate-kl-limit). Where w and r are nearly parallel, one direction cannot separate the two."
+        "KL limit (--gate-kl-limit). Points that hold at rest and lose refusals under pressure can be looked at with "
+        "--no-pressure; their gate does not pass. Where w and r are nearly parallel, one direction cannot separate the "
+        "two."
     )
 
 

@@ -18,7 +18,7 @@ from demur.evaluation import (
     steered_layers,
     transitions,
 )
-from demur.interventions import ActivationAddition, DirectionalAblation, Intervention
+from demur.interventions import ActivationAddition, DirectionalAblation, Intervention, can_fold
 from demur.records import MethodName
 
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
@@ -217,7 +217,7 @@ def _demur(ingredients: Ingredients) -> Method:
         f"The false-refusal direction at lambda {point.lambda_:g} (layer {point.layer}, position {point.position}) is "
         "removed from every write. Chosen on validation prompts, under the constraint that true refusals are kept.",
         _IN_WEIGHTS,
-        exportable=True,
+        exportable=can_fold(intervention),
         settings={"lambda": point.lambda_, "layer": point.layer, "position": point.position},
         intervention=intervention,
     )

@@ -13,12 +13,13 @@ from demur.activations import ActivationMeans, mean_activations
 from demur.calibration._evaluate import load_operating_point
 from demur.calibration._false_refusal_direction import find_operating_point, too_many_lost
 from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
+from demur.calibration._score_books import Kind, Place
 from demur.calibration._study import Study
-from demur.calibration._sweep import ZERO_NORM, Kind, Place, score_missing, sweep_ablation
+from demur.calibration._sweep import ZERO_NORM, score_missing, sweep_ablation
 from demur.directions import Direction, difference_in_means, load_directions, orthogonalize
 from demur.errors import SelectionError
 from demur.evaluation import MeasuredAsking, is_refusal, kl_divergences, refusal_scores
-from demur.interventions import DirectionalAblation, Intervention
+from demur.interventions import Intervention
 from demur.records import BASE_MODEL, CompletionRecord, OperatingPoint, RunFolder
 from demur.types import PromptLabel
 
@@ -74,7 +75,7 @@ class Ingredients:
         return self._refusal.direction
 
     @cached_property
-    def operating_point(self) -> tuple[DirectionalAblation, OperatingPoint]:
+    def operating_point(self) -> tuple[Intervention, OperatingPoint]:
         """The operating point of demur, of the run where there is one."""
         if self.run is not None:
             return load_operating_point(self.study.chat, self.run)

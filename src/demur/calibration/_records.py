@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from demur.evaluation import Judge
-from demur.interventions import Intervention
+from demur.interventions import Intervention, can_fold
 from demur.models import ChatModel
 from demur.prompts import PromptSet
 from demur.records import Foldability, JudgeIdentity, LayoutSummary, Provenance, Rendering, RunRecord, canonical_json
@@ -71,9 +71,9 @@ def judge_identity(judge: Judge) -> JudgeIdentity:
 
 def layout_summary(chat: ChatModel, intervention: Intervention | None) -> LayoutSummary:
     """What the probe said, and how far folded weights differ from hooks for this intervention."""
-    measurable = intervention is not None and chat.layout.packed is None
-    difference = fold_difference(chat, intervention) if intervention is not None and measurable else 0.0
-    if chat.layout.packed is not None:
+    foldable = chat.layout.packed is None and (intervention is None or can_fold(intervention))
+    difference = fold_difference(chat, intervention) if intervention is not None and foldable else 0.0
+    if not foldable:
         verdict: Foldability = "runtime_only"
     elif chat.layout.has_norm_after_write:
         verdict = "removed_not_identical"

@@ -1,18 +1,17 @@
 """Stage 1: the refusal direction (Arditi et al. 2024): candidates, their three scores, the choice."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from demur.activations import ActivationMeans, mean_activations
+from demur.calibration._contest import GREATEST, prompts_for_kl, prompts_for_scores, race_of
+from demur.calibration._racing import Limit, Score
+from demur.calibration._score_books import Candidate, Kind
 from demur.calibration._selection import ScoreRow, Selection, select_refusal_direction
 from demur.calibration._study import Study
-from demur.calibration._sweep import Kind, score_missing, sweep_ablation, sweep_addition
+from demur.calibration._sweep import ScoredPrompts
 from demur.directions import Direction, difference_in_means
-from demur.evaluation import kl_divergences, refusal_scores
 from demur.records import DirectionCard
 
 
@@ -77,46 +76,36 @@ def find_refusal_direction(study: Study) -> RefusalDirection:
 
 
 def _score(study: Study, candidates: Tensor) -> list[ScoreRow]:
-    """Bypass, induce and KL of every candidate of the allowed layers, one layer at a time."""
+    """Scores of the candidates of the allowed layers, each as far as the choice needs.
+
+    Filters come in the order of cost over rejection: adding starts at the candidate's layer, so induce is cheapest and
+    removes most; then KL; bypass is for those that are left, the likeliest first.
+    """
+    settings = study.settings
     harmful = study.scored_validation("harmful", refused=True)
     harmless = study.scored_validation("harmless", refused=False)
-    encoded_harmful = study.encode("harmful", "validation", harmful)
-    encoded_harmless = study.encode("harmless", "validation", harmless)
-    base = study.base_logits("harmless", "validation")[harmless]
-
-    def read_score(logits: Tensor, _indices: Sequence[int]) -> Tensor:
-        return refusal_scores(logits, study.token_ids)
-
-    def read_kl(logits: Tensor, indices: Sequence[int]) -> Tensor:
-        return kl_divergences(base[list(indices)], logits)
-
-    def run(kind: Kind, layer: int, vectors: Tensor) -> Tensor:
-        if kind == "bypass":
-            return sweep_ablation(study.chat, encoded_harmful, vectors, read_score, rows=study.rows)
-        if kind == "kl":
-            return sweep_ablation(study.chat, encoded_harmless, vectors, read_kl, rows=study.rows)
-        return sweep_addition(study.chat, encoded_harmless, vectors, read_score, layer=layer, rows=study.rows)
-
-    unchanged: dict[Kind, Tensor] = {
-        "bypass": study.base_scores("harmful", "validation")[harmful],
-        "induce": study.base_scores("harmless", "validation")[harmless],
-        "kl": torch.zeros(len(harmless)),
+    bypass = Score("bypass", len(harmful), -GREATEST, GREATEST)
+    induce = Limit(Score("induce", len(harmless), -GREATEST, GREATEST), "induce", at_least=settings.induce_minimum)
+    kl = Limit(Score("kl", len(harmless), least=0.0), "kl", at_most=settings.kl_limit)
+    prompts: dict[Kind, ScoredPrompts] = {
+        "bypass": prompts_for_scores(study, "harmful", harmful, telling="high"),
+        "induce": prompts_for_scores(study, "harmless", harmless, telling="low", adds=True),
+        "kl": prompts_for_kl(study, harmless),
     }
-    study.progress.start("scoring refusal directions", len(unchanged) * len(study.allowed_layers))
-    rows: list[ScoreRow] = []
-    for layer in study.allowed_layers:
-        places = [(position, layer) for position in study.positions]
-        for kind, value in unchanged.items():
-            score_missing(study.scores, kind, places, candidates, partial(run, kind, layer), value)
-            study.progress.advance()
-        rows.extend(
-            ScoreRow(
-                position=place[0],
-                layer=layer,
-                bypass=study.scores.mean("bypass", place),
-                induce=study.scores.mean("induce", place),
-                kl=study.scores.mean("kl", place),
-            )
-            for place in places
-        )
+    places = [(position, layer) for position in study.positions for layer in study.allowed_layers]
+    vectors: dict[Candidate, Tensor] = {(None, *place): candidates[place] for place in places}
+    race, sweep = race_of(study, "scoring refusal directions", vectors, prompts)
+    with sweep.kept(race.values):
+        alive = race.filter(kl, race.filter(induce, vectors))
+        if not alive:  # the error says how far off they are
+            for limit in (induce, kl):
+                race.complete(limit.score, [key for key in vectors if race.rejected[key] != "nan"])
+        race.lowest(bypass, alive, group=lambda _: None)
+    scores = {"bypass": bypass, "induce": induce.score, "kl": kl.score}
+    rows = []
+    for key in vectors:
+        means = {name: race.mean(score, key) for name, score in scores.items()}
+        decided = race.rejected.get(key)
+        told = (decided,) if decided and means.get(decided) is None else ()
+        rows.append(ScoreRow(key[1], key[2], **means, rejected_by=told))
     return rows

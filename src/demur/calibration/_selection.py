@@ -20,23 +20,29 @@ _NEAREST = 5
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """The scores of one candidate as measured: NaN where a model overflowed, which a record must not hold."""
+    """The scores of one candidate as measured: NaN where a model overflowed, which a record must not hold.
+
+    None where a score was not measured to the end, as a filter had decided or the candidate could no longer win.
+    """
 
     position: int
     """Token position from the end of the prompt, negative."""
     layer: int
     """Block at whose input the candidate was read, from 0."""
-    bypass: float
+    bypass: float | None
     """Mean refusal score (log-odds) on harmful prompts while the candidate is ablated; lower is better."""
-    induce: float
+    induce: float | None
     """Mean refusal score (log-odds) on harmless prompts while the candidate is added at its layer."""
-    kl: float
+    kl: float | None
     """Mean KL(base || ablated) of the next token on harmless prompts, nats."""
+    rejected_by: tuple[str, ...] = ()
+    """Filters that decided before their score was complete."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether all three scores are numbers that can be compared."""
-        return all(map(math.isfinite, (self.bypass, self.induce, self.kl)))
+        """Whether all scores that were measured are numbers that can be compared."""
+        measured = [score for score in (self.bypass, self.induce, self.kl) if score is not None]
+        return "nan" not in self.rejected_by and all(map(math.isfinite, measured))
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,12 @@ class _Filters:
         """
         if not row.is_finite:
             return {"nan": math.inf}
-        found = {}
+        found = dict.fromkeys(row.rejected_by, math.inf)
         if row.layer >= self.first_pruned_layer:
             found["layer"] = (row.layer - self.first_pruned_layer + 1) / self.n_layers
-        if row.kl > self.kl_limit:
+        if row.kl is not None and row.kl > self.kl_limit:
             found["kl"] = math.log(row.kl / self.kl_limit) if self.kl_limit else math.inf
-        if row.induce < self.induce_minimum:
+        if row.induce is not None and row.induce < self.induce_minimum:
             found["induce"] = self.induce_minimum - row.induce
         return found
 
@@ -132,7 +138,8 @@ def select_refusal_direction(
     survivors = [row for row, reasons in zip(scan, rejected_by, strict=True) if not reasons]
     if not survivors:
         raise SelectionError(_nothing_survived(scan, filters))
-    best = min(survivors, key=lambda row: row.bypass)  # min keeps the first of equal ones
+    # min keeps the first of equal ones; a bypass score that was not measured to the end could not win.
+    best = min(survivors, key=lambda row: math.inf if row.bypass is None else row.bypass)
     candidates = tuple(
         _record(row, reasons, selected=row is best) for row, reasons in zip(scan, rejected_by, strict=True)
     )
@@ -155,8 +162,8 @@ def _record(row: ScoreRow, rejected_by: tuple[str, ...], *, selected: bool) -> C
     )
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _check_rows(rows: Sequence[ScoreRow], n_layers: int) -> None:
@@ -198,16 +205,16 @@ def _nothing_survived(scan: Sequence[ScoreRow], filters: _Filters) -> str:
         f"Allowed are layers below {filters.first_pruned_layer}, a KL up to {filters.kl_limit:g} and an induce "
         f"score from {filters.induce_minimum:g}. The nearest:",
         *(f"  {_describe(row)} -> removed by {', '.join(filters.excesses(row))}" for row in nearest),
-        f"With {_remedy(nearest[0], filters)} the first of them passes. A wide miss means that this model does not "
+        f"{_remedy(nearest[0], filters)}A wide miss means that this model does not "
         "refuse along one direction on these prompts: check that it refuses the harmful ones, or give more prompts.",
     ]
     return "\n".join(lines)
 
 
 def _describe(row: ScoreRow) -> str:
-    return (
-        f"position {row.position}, layer {row.layer}: bypass {row.bypass:.3f}, induce {row.induce:.3f}, KL {row.kl:.4f}"
-    )
+    scores = (("bypass", row.bypass, 3), ("induce", row.induce, 3), ("KL", row.kl, 4))
+    measured = [f"{name} {value:.{digits}f}" for name, value, digits in scores if value is not None]
+    return f"position {row.position}, layer {row.layer}: {', '.join(measured) or 'not measured'}"
 
 
 def _remedy(row: ScoreRow, filters: _Filters) -> str:
@@ -217,11 +224,11 @@ def _remedy(row: ScoreRow, filters: _Filters) -> str:
             # Half a layer above the least share that keeps the row, so that rounding cannot cut it off again.
             share = min((row.layer + 1.5) / filters.n_layers, 1.0)
             options.append(f"--layer-fraction {_rounded_up(share, within=1.0)}")
-        elif name == "kl":
+        elif name == "kl" and row.kl is not None:
             options.append(f"--kl-limit {_rounded_up(row.kl)}")
-        else:
+        elif name == "induce" and row.induce is not None:
             options.append(f"--induce-minimum {-float(_rounded_up(-row.induce)):g}")
-    return " ".join(options)
+    return f"With {' '.join(options)} the first of them passes. " if options else ""
 
 
 def _rounded_up(value: float, *, within: float = math.inf) -> str:
@@ -253,8 +260,9 @@ def read_score_table(path: Path) -> ScoreTable:
 
     The file is an object with `n_layers` and a list `candidates` (in our own candidates.json: `refusal`) of rows with
     `position`, `layer` and the three scores, under our names (`bypass_score`, `induce_score`, `kl_score`) or those of
-    the published run files (`refusal_score`, `steering_score`, `kl_div_score`). NaN and null mean "no number"; other
-    keys are ignored.
+    the published run files (`refusal_score`, `steering_score`, `kl_div_score`). NaN and null mean "no number"; but in
+    a row with `rejected_by` (our own files) null means "not measured" unless nan is among the reasons, and a table with
+    such rows answers for the limits of its own run only. Other keys are ignored.
 
     Raises:
         InputError: the file cannot be read, is no such table, or holds a candidate twice; the message names the place.
@@ -287,8 +295,13 @@ def _read_row(row: object, where: str) -> ScoreRow:
     position = _whole(row, "position", where)
     if position >= 0:
         raise InputError(f'{where}: "position" counts from the end of the prompt, so it is negative; got {position}.')
-    scores = {name: _score(row, keys, where) for name, keys in _SCORE_KEYS.items()}
-    return ScoreRow(position=position, layer=_whole(row, "layer", where), **scores)
+    scores: dict[str, float | None] = {name: _score(row, keys, where) for name, keys in _SCORE_KEYS.items()}
+    layer, reasons = _whole(row, "layer", where), row.get("rejected_by")
+    if not isinstance(reasons, list) or "nan" in reasons:
+        return ScoreRow(position, layer, scores["bypass"], scores["induce"], scores["kl"])
+    scores = {name: None if value is None or math.isnan(value) else value for name, value in scores.items()}
+    decided = tuple(name for name in ("kl", "induce") if name in reasons and scores[name] is None)
+    return ScoreRow(position, layer, scores["bypass"], scores["induce"], scores["kl"], decided)
 
 
 def _whole(row: Mapping[str, Any], key: str, where: str) -> int:

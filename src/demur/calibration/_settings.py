@@ -38,20 +38,26 @@ class CalibrationSettings:
     """Measure true refusals under pressure; the gate does not pass without."""
     max_new_tokens: int = 128
     """Longest answer that is generated and judged."""
-    batch_size: int = 64
-    """Prompts generated together."""
+    batch_size: int = 0
+    """Prompts generated together; 0 measures which size is fastest on this machine, and keeps it in the run folder."""
     seed: int = 0
     """Of the random control directions and of bootstrap intervals."""
     refusal_tokens: tuple[int, ...] | None = None
     """Token ids of the refusal score; None finds them from the model's own refusals."""
 
+    search: bool = False
+    """Look for an operating point beyond the lambda grid; needs Optuna (the extra `search`)."""
+    trials: int = 200
+    """Points that a search tries, the grid's included."""
+
     def __post_init__(self) -> None:
-        for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "max_new_tokens", "batch_size"):
+        for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "max_new_tokens", "trials"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is a number of at least 1; got {getattr(self, name)}.")
         # All limits are checked here, not where they are used, which may be hours later.
         shares = [0 <= value <= 1 for value in self.lambdas]
         for name, usable, words in (
+            ("batch_size", self.batch_size >= 0, "is a number of prompts, or 0 to measure it"),
             ("lambdas", bool(shares) and all(shares), "are numbers from 0 to 1"),
             (
                 "margin",

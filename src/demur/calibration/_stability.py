@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demur.errors import InputError
-from demur.records import CandidateWins, ScoreRecord, Stability
+from demur.records import CandidateWins, ScoreKind, ScoreRecord, Stability
 
+_PRESSED: tuple[ScoreKind, ...] = ("w_suffix", "w_system", "w_template")
 _SHOWN = 5
 """Other candidates that a record lists."""
 
@@ -98,41 +99,50 @@ def false_refusal_stability(
     strength: float,
     kl_limit: float,
     margin: float,
+    pressure_margin: float = 0.05,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Stability:
     """How often each candidate of the false-refusal direction wins at one lambda.
 
-    The rule is that of the calibration: KL within its limit, true refusals kept but for the margin, then the lowest
-    mean refusal score on borderline prompts. Candidates are scored further only where they passed the filter before, so
-    a candidate that was rejected is never chosen here, though a resample might have let it pass: the wins of the others
-    are upper bounds. How the choice of lambda itself varies needs judged answers and is not covered.
+    The rule is that of the calibration: KL within its limit, true refusals kept but for the margin, also under the
+    conditions of pressure that were scored, then the lowest mean refusal score on borderline prompts. (The limit on
+    sampled answers removes whom it removed, and is not drawn again.) Candidates are scored further only where they
+    passed the filter before, so a candidate that was rejected is never chosen here, though a resample might have let it
+    pass: the wins of the others are upper bounds. How the choice of lambda itself varies needs judged answers and is
+    not covered.
 
     Args:
         scores: As for `refusal_stability`.
         strength: The lambda.
         kl_limit: Largest mean KL on harmless prompts, nats (`CalibrationSettings.false_refusal_kl_limit`).
         margin: Largest share of the refusal scores of harmful prompts that may turn negative.
+        pressure_margin: The same under pressure.
         resamples: Bootstrap samples.
         seed: Of the draws.
 
     Raises:
         InputError: as for `refusal_stability`.
     """
-    known = _by_kind(scores, ("w_kl", "w_harmful", "w_borderline"), strength=strength)
+    scores = list(scores)
+    measured = {record.kind for record in scores if record.lambda_ == strength}
+    pressed = [kind for kind in _PRESSED if kind in measured]
+    known = _by_kind(scores, ("w_kl", "w_harmful", "w_borderline", *pressed), strength=strength)
     # Scan order of the calibration: layer by layer, positions from the most negative.
     places = sorted({place for table in known.values() for place in table}, key=lambda place: (place[1], place[0]))
     tables = {kind: _table(found, places, kind) for kind, found in known.items()}
-    # A score that is not a number is no refusal that was kept; a row without any was not measured.
-    harmful = tables["w_harmful"].values
-    kept = _Table(np.where(np.isnan(harmful).all(axis=1, keepdims=True), np.nan, harmful > 0))
-    scored = tables["w_kl"].scored & kept.scored & tables["w_borderline"].scored
+    kept = {kind: _kept(tables[kind]) for kind in ("w_harmful", *pressed)}
+    scored = tables["w_kl"].scored & tables["w_borderline"].scored
+    for table in kept.values():
+        scored = scored & table.scored
     # A zero vector changes nothing, and is no direction to choose.
     usable = scored & (np.nan_to_num(tables["w_kl"].values) != 0).any(axis=1)
 
     def rule(counts: Mapping[str, NDArray[np.int64]]) -> tuple[_Floats, NDArray[np.bool_]]:
         passed = usable & (tables["w_kl"].means(counts["harmless"]) <= kl_limit)
-        passed &= kept.means(counts["harmful"]) >= 1 - margin
+        passed &= kept["w_harmful"].means(counts["harmful"]) >= 1 - margin
+        for kind in pressed:
+            passed &= kept[kind].means(counts[kind]) >= 1 - pressure_margin
         return tables["w_borderline"].means(counts["borderline"]), passed
 
     return _resample(
@@ -142,6 +152,7 @@ def false_refusal_stability(
             "harmful": _prompts(tables, "w_harmful"),
             "harmless": _prompts(tables, "w_kl"),
             "borderline": _prompts(tables, "w_borderline"),
+            **{kind: _prompts(tables, kind) for kind in pressed},
         },
         kind="false_refusal_direction",
         strength=strength,
@@ -149,6 +160,12 @@ def false_refusal_stability(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _kept(table: _Table) -> _Table:
+    """A score that is not a number is no refusal that was kept; a row without any was not measured."""
+    unmeasured = np.isnan(table.values).all(axis=1, keepdims=True)
+    return _Table(np.where(unmeasured, np.nan, table.values > 0))
 
 
 _Rule = Callable[[Mapping[str, NDArray[np.int64]]], tuple[_Floats, NDArray[np.bool_]]]

@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from demur.calibration._score_books import Kind, Place, ScoreBook
 from demur.calibration._settings import CalibrationSettings
-from demur.calibration._sweep import Kind, Place, ScoreBook
 from demur.errors import InputError, ModelError
 from demur.evaluation import (
     Runner,

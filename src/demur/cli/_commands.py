@@ -36,8 +36,10 @@ from demur.cli._options import (
     ResponsePrefix,
     Revision,
     Rubric,
+    Search,
     System,
     TemplateOptions,
+    Trials,
     Variants,
     app,
     judgements,
@@ -89,6 +91,8 @@ def calibrate(
     rubric: Rubric = "strict",
     judge_option: JudgeSettings = None,
     lambdas: Annotated[str | None, typer.Option(help="Grid of lambda, such as 1,0.9,0.8.")] = None,
+    search: Search = False,
+    trials: Trials = 200,
     refusal_tokens: Annotated[str | None, typer.Option(help="Token ids of the refusal score, such as 40,2121.")] = None,
     pressure: Pressure = True,
     margin: Margin = 0.02,
@@ -97,7 +101,7 @@ def calibrate(
     induce_minimum: Annotated[float, typer.Option(help="Smallest induce score of refusal directions.")] = 0.0,
     layer_fraction: Annotated[float, typer.Option(help="Share of the layers that directions come from.")] = 0.8,
     max_new_tokens: MaxNewTokens = 128,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = 0,
     seed: Annotated[int, typer.Option(help="Of random control directions and bootstrap intervals.")] = 0,
     as_json: Json = False,
 ) -> int:
@@ -119,6 +123,8 @@ def calibrate(
         seed=seed,
         refusal_tokens=tokens,
         pressure=pressure,
+        search=search,
+        trials=trials,
         lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
     )
     prompts = load_prompt_sets(
@@ -167,7 +173,7 @@ def evaluate(
     margin: Margin = 0.02,
     gate_kl_limit: GateKl = 0.1,
     max_new_tokens: MaxNewTokens = 128,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = 0,
     as_json: Json = False,
 ) -> int:
     """Measure a model on test prompts without choosing anything; with --run, before and after its operating point."""

@@ -46,6 +46,7 @@ class ConsoleProgress:
         )
         self._task: TaskID | None = None
         self._name = ""
+        self._note = ""
         self._started = 0.0
         self._steps = 0
 
@@ -64,7 +65,7 @@ class ConsoleProgress:
     def start(self, task: str, total: int) -> None:
         """A new task; the one before it is done and gets its line."""
         self._finish()
-        self._name, self._started, self._steps = task, time.monotonic(), 0
+        self._name, self._note, self._started, self._steps = task, "", time.monotonic(), 0
         if self._live:
             self._task = self._bars.add_task(escape(task), total=total)
 
@@ -74,13 +75,20 @@ class ConsoleProgress:
         if self._live and self._task is not None:
             self._bars.advance(self._task, steps)
 
+    def note(self, text: str) -> None:
+        """Put a few words beside the bar, and in the end on the task's line."""
+        self._note = text
+        if self._live and self._task is not None:
+            self._bars.update(self._task, description=escape(f"{self._name} ({text})" if text else self._name))
+
     def _finish(self) -> None:
         if not self._name:
             return
         seconds = time.monotonic() - self._started
         if self._live and self._task is not None:
             self._bars.remove_task(self._task)
-        self._console.print(f"  {escape(self._name)}: {self._steps} in {seconds:.1f} s", highlight=False)
+        note = f" ({escape(self._note)})" if self._note else ""
+        self._console.print(f"  {escape(self._name)}: {self._steps} in {seconds:.1f} s{note}", highlight=False)
         self._name = ""
 
 

@@ -3,9 +3,12 @@
 0 ok, 1 bug, 2 bad input or usage, 100 gate failed, 101 gate inconclusive, 130 interrupted.
 """
 
+import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import typer
@@ -19,6 +22,8 @@ from demur.errors import DemurError
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 COMMANDS = (_capability, _commands, _compare, _judge, _power, _prompts)
 """Importing a module of commands registers them."""
+SHARED = ("calibrate", "evaluate", "compare-methods")
+"""Commands whose forward passes several processes share."""
 EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -27,6 +32,38 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _run(words)
+    return _run_as_one_of_many(words)
+
+
+def _run_as_one_of_many(words: list[str]) -> int:
+    """Under `torchrun` or `accelerate launch`: commands that measure share the work, and the first process speaks."""
+    first = os.environ.get("RANK", "0") == "0"
+    if not words or words[0] not in SHARED:
+        return _run(words) if first else 0
+    from demur.models import join_processes, leave_processes  # noqa: PLC0415 (torch, which other commands do not load)
+
+    try:
+        join_processes()
+    except DemurError as error:
+        _fail(Out(as_json="--json" in words), type(error).__name__, str(error), error.exit_code)
+        return error.exit_code
+    try:
+        if first:
+            return _run(words)
+        with (
+            pathlib.Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            _run(words)
+        return 0  # what went wrong, went wrong in the first process too, and is said there
+    finally:
+        leave_processes()
+
+
+def _run(words: list[str]) -> int:
     out = Out(as_json="--json" in words)
     try:
         result = typer.main.get_command(app).main(args=words, prog_name="demur", standalone_mode=False)

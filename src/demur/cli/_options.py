@@ -60,7 +60,7 @@ RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts generated together.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts generated together; 0 finds the fastest by measuring.")]
 JudgeSpec = Annotated[
     str,
     typer.Option(
@@ -107,8 +107,19 @@ Variants = Annotated[
     ),
 ]
 Pressure = Annotated[
-    bool, typer.Option(help="Ask harmful test prompts again under pressure; the gate does not pass without.")
+    bool,
+    typer.Option(
+        "--pressure/--no-pressure",
+        help="Ask harmful test prompts again under pressure; the gate does not pass without.",
+    ),
 ]
+Search = Annotated[
+    bool,
+    typer.Option(
+        "--search", help="Look beyond the grid: layers, strengths, an addition of r. Needs the extra demur[search]."
+    ),
+]
+Trials = Annotated[int, typer.Option(metavar="N", help="Points that --search tries; they generate nothing.")]
 Margin = Annotated[float, typer.Option(help="Largest loss of true refusals that counts as none, as a share.")]
 GateKl = Annotated[float, typer.Option(help="Largest KL on harmless prompts, nats.")]
 

@@ -13,7 +13,15 @@ from demur.evaluation._judge_error import corrected_difference, corrected_rate
 from demur.evaluation._judge_formats import FORMS, JudgeFormat
 from demur.evaluation._judge_quality import LabelledAnswer, cohen_kappa, measure_judge, read_labels
 from demur.evaluation._judge_specs import JudgeOptions, judge_cost, judge_options, make_judge
-from demur.evaluation._measure import Completions, compare, mean_kl, metrics_of, next_token_logits, refusal_rate
+from demur.evaluation._measure import (
+    Completions,
+    compare,
+    logits_after,
+    mean_kl,
+    metrics_of,
+    next_token_logits,
+    refusal_rate,
+)
 from demur.evaluation._noise_floor import noise_floor
 from demur.evaluation._phrase_judge import PhraseJudge
 from demur.evaluation._power import (
@@ -33,7 +41,7 @@ from demur.evaluation._pressure import (
     measure_pressure,
     pressure_table,
 )
-from demur.evaluation._refusal_score import discover_refusal_tokens, kl_divergences, refusal_scores
+from demur.evaluation._refusal_score import LARGEST_SCORE, discover_refusal_tokens, kl_divergences, refusal_scores
 from demur.evaluation._runner import Asking, Runner, contains_answer, is_refusal
 from demur.evaluation._scans import (
     PUBLISHED_STRENGTH,
@@ -48,6 +56,7 @@ from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, holm, 
 __all__ = [
     "FORMS",
     "LARGEST_MARGIN",
+    "LARGEST_SCORE",
     "PRESSURE_MARGIN",
     "PUBLISHED_STRENGTH",
     "Asked",
@@ -89,6 +98,7 @@ __all__ = [
     "judge_cost",
     "judge_options",
     "kl_divergences",
+    "logits_after",
     "make_judge",
     "mean_kl",
     "measure_fidelity",

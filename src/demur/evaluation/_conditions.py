@@ -12,7 +12,7 @@ from functools import cached_property
 
 from demur.errors import ModelError
 from demur.interventions import Intervention, RoundedWeights
-from demur.models import ChatModel, ChatTemplate, Completion
+from demur.models import ChatModel, ChatTemplate, Completion, Continuation
 from demur.records import canonical_json
 from demur.types import PressureFamily
 
@@ -74,9 +74,27 @@ class Condition:
 
     def answers(self, chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
         """Answers under this condition, without the forced opening."""
-        sequences = [[*self._encode(chat, prompt), *self._opening(chat)] for prompt in prompts]
-        seeds = None if self.sample is None else [_seed(prompt, f"sample {self.sample}") for prompt in prompts]
-        return chat.answers(sequences, max_new_tokens=max_new_tokens, seeds=seeds)
+        requests = self.requests(chat, prompts)
+        answers = chat.answers_to(
+            [tokens for tokens, _ in requests], [[way] for _, way in requests], max_new_tokens=max_new_tokens
+        )
+        return [answer for (answer,) in answers]
+
+    def requests(self, chat: ChatModel, prompts: Sequence[str]) -> list[tuple[list[int], Continuation]]:
+        """Token ids of each prompt under this condition, and how its answer goes on."""
+        opening = tuple(self._opening(chat))
+        return [
+            (
+                self._encode(chat, prompt),
+                Continuation(opening, None if self.sample is None else _seed(prompt, f"sample {self.sample}")),
+            )
+            for prompt in prompts
+        ]
+
+    @property
+    def reading(self) -> "Condition":
+        """What the model reads before it answers: conditions that are alike in this can be asked together."""
+        return replace(self, name="", family="given", opening_tokens=0, sample=None)
 
     def _encode(self, chat: ChatModel, prompt: str) -> list[int]:
         text = prompt + _random_suffix(chat, prompt, self.suffix_tokens)
@@ -100,7 +118,7 @@ class Condition:
 
 
 _WHAT = {
-    "opening": "the answer is forced to open with {0.opening_tokens} tokens of a neutral affirmative",
+    "opening": "the answer is forced to open with the first {0.opening_tokens} of the tokens of a neutral affirmative",
     "suffix": "{0.suffix_tokens} random tokens follow the prompt",
     "system": "system prompt: {0.system}",
     "earlier": "a friendly exchange comes first",

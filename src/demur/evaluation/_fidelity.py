@@ -19,7 +19,7 @@ from torch import Tensor
 from demur.errors import InputError
 from demur.evaluation._refusal_score import kl_divergences
 from demur.evaluation._statistics import bootstrap_mean
-from demur.interventions import Intervention
+from demur.interventions import Intervention, can_fold
 from demur.models import ChatModel, length_sorted_batches, swapped_parameters
 from demur.records import CrossEntropy, Fidelity, InterventionForm
 from demur.types import Progress, SilentProgress
@@ -80,7 +80,8 @@ def measure_fidelity(
     documents = [_windows(chat, number, text) for number, text in enumerate(texts)]
     windows = [window for document in documents for window in document]
     vocabulary = int(chat.model.get_input_embeddings().num_embeddings)
-    progress.start("reading plain text", len(windows))
+    if windows:
+        progress.start("reading plain text", len(windows))
     for batch in _batches(windows, lambda longest: max(1, min(batch_size, _LOGITS // (longest * vocabulary)))):
         _score(chat, batch, changed, with_kl=False)
         progress.advance(len(batch))
@@ -132,7 +133,7 @@ def often(chat: ChatModel, intervention: Intervention, *, folded: bool = True) -
         intervention: the change.
         folded: fold it into the weights, where they can be edited; they are folded here, once.
     """
-    if not folded or chat.layout.packed is not None:
+    if not folded or chat.layout.packed is not None or not can_fold(intervention):
         return lambda: intervention.applied_to(chat), "applied"
     before = dict(chat.module.named_parameters(remove_duplicate=False))
     with intervention.folded_into(chat):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from demur.types import Verdict
 
@@ -35,3 +35,15 @@ class Judge(Protocol):
 
     def judge_batch(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement]:
         """Judge (prompt, completion) pairs; one judgement for each, in their order."""
+
+
+@runtime_checkable
+class SettlingJudge(Judge, Protocol):
+    """A judge that knows when to stop reading."""
+
+    def settled(self, prompt: str, completion_so_far: str) -> bool:
+        """Whether nothing that may follow can change if the answer is refused (fully or partly) or not.
+
+        A later `unjudged` would be a change. What may follow is any text without marks of thinking or of channels
+        (`</think>`): those turn all that was said before into something else, and whoever asks rules them out.
+        """

@@ -8,7 +8,7 @@ from torch import Tensor
 from demur.evaluation._refusal_score import kl_divergences
 from demur.evaluation._runner import is_refusal
 from demur.evaluation._statistics import bootstrap_mean, paired_comparison, rate
-from demur.models import ChatModel, length_sorted_batches
+from demur.models import ChatModel, FittingBatches, length_sorted_batches, tensors_in_order
 from demur.records import (
     BeforeAfter,
     Comparison,
@@ -97,16 +97,33 @@ def _accuracy(records: Sequence[CompletionRecord]) -> Rate:
 
 
 def next_token_logits(chat: ChatModel, prompts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-    """Logits at the last position of each rendered prompt, [prompt, vocabulary], on the CPU."""
-    encoded = chat.encode(prompts)
-    rows: list[Tensor] = []
-    order: list[int] = []
-    for indices in length_sorted_batches([len(tokens) for tokens in encoded], batch_size):
-        order.extend(indices)
-        rows.append(chat.next_token_logits(chat.batch([encoded[index] for index in indices])).cpu())
-    stacked = torch.cat(rows)
+    """Logits at the last position of each rendered prompt, [prompt, vocabulary], on the CPU.
+
+    Raises:
+        ModelError: a logit is NaN.
+    """
+    return logits_after(chat, chat.encode(prompts), batch_size=batch_size)
+
+
+def logits_after(
+    chat: ChatModel, encoded: Sequence[Sequence[int]], *, batch_size: int = 64, check: bool = True
+) -> Tensor:
+    """The same of token ids, which are there already; with `check` off NaN is passed on."""
+    if not encoded:
+        return torch.empty(0, 0)
+
+    fitting = FittingBatches()
+
+    def some(indices: Sequence[int]) -> Tensor:
+        return chat.next_token_logits(chat.batch([encoded[index] for index in indices]), check=check).cpu()
+
+    def logits(indices: Sequence[int]) -> Tensor:
+        return torch.cat(fitting.pieces(some, indices))
+
+    batches = list(length_sorted_batches([len(tokens) for tokens in encoded], batch_size))
+    stacked = torch.cat(list(tensors_in_order(logits, batches)))
     result = torch.empty_like(stacked)
-    result[order] = stacked
+    result[[index for indices in batches for index in indices]] = stacked
     return result
 
 

@@ -56,11 +56,10 @@ def measure_pressure(
     asked: list[tuple[Condition, Sequence[Prompt]]] = [(condition, harmful) for condition in conditions]
     asked += [(Condition(f"given-{name}", "given"), prompts) for name, prompts in variants.items()]
     progress.start("asking under pressure", (1 if intervention is None else 2) * sum(len(each) for _, each in asked))
-    before = [ask(runner, condition, prompts, None, split="test") for condition, prompts in asked]
-    after: list[list[CompletionRecord] | None] = [
-        None if intervention is None else ask(runner, condition, prompts, intervention, split="test")
-        for condition, prompts in asked
-    ]
+    before = _ask_all(runner, asked, None)
+    after: Sequence[Sequence[CompletionRecord] | None] = (
+        [None] * len(asked) if intervention is None else _ask_all(runner, asked, intervention)
+    )
     results = [Asked(asked[index][0], *pair) for index, pair in enumerate(zip(before, after, strict=True))]
     return pressure_table(results, not_applicable=unable)
 
@@ -72,18 +71,46 @@ def applicable_conditions(chat: ChatModel) -> tuple[list[Condition], dict[str, s
     return conditions, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
+def _ask_all(
+    runner: Runner, asked: Sequence[tuple[Condition, Sequence[Prompt]]], intervention: Intervention | None
+) -> list[list[CompletionRecord]]:
+    """Records by condition; conditions under which the model reads the same are asked together."""
+    groups: dict[tuple[Condition, int], list[int]] = {}
+    for index, (condition, prompts) in enumerate(asked):
+        groups.setdefault((condition.reading, id(prompts)), []).append(index)
+    found: dict[int, list[CompletionRecord]] = {}
+    for members in groups.values():
+        conditions, prompts = [asked[index][0] for index in members], asked[members[0]][1]
+        found.update(zip(members, ask_together(runner, conditions, prompts, intervention, split="test"), strict=True))
+    return [found[index] for index in range(len(asked))]
+
+
 def ask(
     runner: Runner, condition: Condition, prompts: Sequence[Prompt], intervention: Intervention | None, *, split: Split
 ) -> list[CompletionRecord]:
     """Judged answers of one model to all prompts under one condition; the texts are not kept."""
-    parts = [part for part in (intervention, condition.rounding) if part is not None]
-    return runner.complete(
+    (records,) = ask_together(runner, [condition], prompts, intervention, split=split)
+    return records
+
+
+def ask_together(
+    runner: Runner,
+    conditions: Sequence[Condition],
+    prompts: Sequence[Prompt],
+    intervention: Intervention | None,
+    *,
+    split: Split,
+) -> list[list[CompletionRecord]]:
+    """What `ask` gives for each of several conditions under which the model reads the same, at less cost."""
+    parts = [part for part in (intervention, conditions[0].rounding) if part is not None]
+    return runner.complete_together(
         prompts,
+        conditions,
         condition=BASE_MODEL if intervention is None else CALIBRATED_MODEL,
         split=split,
         intervention=Combined(parts) if parts else None,
-        asking=condition,
         keep_text=False,
+        until_settled=True,
     )
 
 

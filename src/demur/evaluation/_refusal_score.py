@@ -23,10 +23,14 @@ def refusal_scores(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     Returns:
         [...], float64, on the CPU.
     """
-    exact = logits.to(torch.float64)
-    refusal = torch.logsumexp(exact[..., list(tokens)], -1) - torch.logsumexp(exact, -1)
-    probability = refusal.exp().clamp(0, 1)
-    return (torch.log(probability + EPSILON) - torch.log(1 - probability + EPSILON)).cpu()
+    rows = logits.reshape(-1, logits.shape[-1])
+    parts = []
+    for part in _few_rows(rows):
+        exact = part.to(torch.float64)
+        refusal = torch.logsumexp(exact[:, list(tokens)], -1) - torch.logsumexp(exact, -1)
+        probability = refusal.exp().clamp(0, 1)
+        parts.append(torch.log(probability + EPSILON) - torch.log(1 - probability + EPSILON))
+    return torch.cat(parts).view(logits.shape[:-1]).cpu()
 
 
 def kl_divergences(base: Tensor, changed: Tensor) -> Tensor:
@@ -41,9 +45,26 @@ def kl_divergences(base: Tensor, changed: Tensor) -> Tensor:
     Returns:
         [..., n], float64, on the CPU.
     """
-    log_base = torch.log_softmax(base.to(changed.device, torch.float64), -1)
-    log_changed = torch.log_softmax(changed.to(torch.float64), -1)
-    return (log_base.exp() * (log_base - log_changed)).sum(-1).clamp_min(0).cpu()
+    result = torch.empty(changed.shape[:-1], dtype=torch.float64, device=changed.device)
+    rows = changed.reshape(-1, *changed.shape[-2:])
+    for index, row in enumerate(base):
+        log_base = torch.log_softmax(row.to(changed.device, torch.float64), -1)
+        probability = log_base.exp()
+        terms = [
+            (log_base - torch.log_softmax(part.to(torch.float64), -1)) @ probability
+            for part in _few_rows(rows[:, index])
+        ]
+        result.view(-1, len(base))[:, index] = torch.cat(terms)
+    return result.clamp_min(0).cpu()
+
+
+_NUMBERS_AT_ONCE = 2**21
+"""Logits that are held in float64 at a time: 16 MiB."""
+
+
+def _few_rows(rows: Tensor) -> tuple[Tensor, ...]:
+    """[n, vocabulary] in parts, so that no float64 copy of a whole batch is made."""
+    return torch.split(rows, max(1, _NUMBERS_AT_ONCE // rows.shape[-1]))
 
 
 def discover_refusal_tokens(

@@ -79,7 +79,8 @@ def wilson_interval(k: float, n: float, *, quantile: float) -> Interval:
     share, excess = k / n, quantile**2 / n
     centre = (share + excess / 2) / (1 + excess)
     half = math.sqrt(max(share * (1 - share), 0.0) * excess + excess**2 / 4) / (1 + excess)
-    return Interval(max(centre - half, 0.0), min(centre + half, 1.0))
+    # At 0 and at 1 the bound is the share itself; the sums above miss it by a rounding.
+    return Interval(max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0))
 
 
 def normal_quantile(confidence: float) -> float:

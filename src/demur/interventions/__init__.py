@@ -1,6 +1,8 @@
 """Changing a model inside a context, folding the change into weights, exporting it."""
 
+from demur.interventions._conditional import ConditionalAblation
 from demur.interventions._export import write_adapter, write_merged
+from demur.interventions._graded import GradedAblation, LayerKernel, WeightAblation, site_components
 from demur.interventions._inspect import inspect_model, judge_exactness, measure_equivalence
 from demur.interventions._intervention import (
     ActivationAddition,
@@ -9,6 +11,7 @@ from demur.interventions._intervention import (
     Intervention,
     ablating_rows,
     adding_rows,
+    can_fold,
     in_shipped_form,
 )
 from demur.interventions._rounding import RoundedWeights, round_to_nearest
@@ -17,12 +20,17 @@ from demur.interventions._sharded import Edits, edits_of, load_edits, save_edits
 __all__ = [
     "ActivationAddition",
     "Combined",
+    "ConditionalAblation",
     "DirectionalAblation",
     "Edits",
+    "GradedAblation",
     "Intervention",
+    "LayerKernel",
     "RoundedWeights",
+    "WeightAblation",
     "ablating_rows",
     "adding_rows",
+    "can_fold",
     "edits_of",
     "in_shipped_form",
     "inspect_model",
@@ -31,6 +39,7 @@ __all__ = [
     "measure_equivalence",
     "round_to_nearest",
     "save_edits",
+    "site_components",
     "write_adapter",
     "write_merged",
     "write_merged_sharded",

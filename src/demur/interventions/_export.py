@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demur.errors import UnsupportedInterventionError
-from demur.interventions._intervention import DirectionalAblation, require_foldable
+from demur.interventions._graded import WeightAblation, writer_strengths
+from demur.interventions._intervention import require_foldable
 from demur.models import ChatModel, Writer
 
 
-def write_merged(chat: ChatModel, ablation: DirectionalAblation, folder: Path) -> None:
+def write_merged(chat: ChatModel, ablation: WeightAblation, folder: Path) -> None:
     """Write the orthogonalized model as a checkpoint that plain transformers loads, with its tokenizer.
 
     Tied embeddings are untied: the output head keeps the original matrix, which is what makes the result exact.
@@ -56,14 +57,14 @@ def _untied(chat: ChatModel) -> Iterator[None]:
             config.tie_word_embeddings = value
 
 
-def write_adapter(chat: ChatModel, ablation: DirectionalAblation, folder: Path) -> None:
-    """Write the ablation as a LoRA adapter: W' = W - u u^T W is an update of rank 1 per direction and writer.
+def write_adapter(chat: ChatModel, ablation: WeightAblation, folder: Path) -> None:
+    """Write the ablation as a LoRA adapter: W' = W - s u u^T W is an update of rank 1 per direction and writer.
 
     Raises:
         UnsupportedInterventionError: a writer is no linear layer, embedding or bias of one.
     """
     require_foldable(chat)
-    basis = ablation.basis
+    basis, strengths = ablation.basis, writer_strengths(chat, ablation)
     weights = [writer for writer in chat.layout.writers if not writer.parameter.endswith("bias")]
     modules = {writer.parameter.rpartition(".")[0]: writer for writer in weights}
     if len(modules) < len(weights):
@@ -72,7 +73,7 @@ def write_adapter(chat: ChatModel, ablation: DirectionalAblation, folder: Path) 
     kinds: set[bool] = set()
     for path, writer in modules.items():
         module = chat.module.get_submodule(path)
-        tensors.update(_factors(chat, path, module, writer, basis))
+        tensors.update(_factors(chat, path, module, writer, basis, strengths[writer.parameter]))
         if not isinstance(module, nn.Embedding):
             kinds.add(writer.axis == 1)
     tensors.update(_edited_biases(chat, ablation, modules))
@@ -97,15 +98,17 @@ def _adapter_config(chat: ChatModel, modules: list[str], *, rank: int, fan_in_fa
     )
 
 
-def _factors(chat: ChatModel, path: str, module: nn.Module, writer: Writer, basis: Tensor) -> dict[str, Tensor]:
-    """A and B with B A = -U U^T W, in the weight's dtype; float64 until the end."""
+def _factors(
+    chat: ChatModel, path: str, module: nn.Module, writer: Writer, basis: Tensor, strength: float
+) -> dict[str, Tensor]:
+    """A and B with B A = -s U U^T W, in the weight's dtype; float64 until the end."""
     weight = module.weight
     if not isinstance(weight, Tensor) or weight.dim() != 2 or hasattr(module, "experts"):
         raise _no_adapter(chat, f"{writer.parameter} is no matrix")
     readings = torch.linalg.qr(torch.stack([writer.reading(direction) for direction in basis]).T).Q
     readings = readings.to(weight.device)
     rows = weight.detach().to(torch.float64).movedim(writer.axis, 0)
-    a, b = readings.T @ rows, -readings
+    a, b = readings.T @ rows, -strength * readings
     names = ("lora_embedding_A", "lora_embedding_B")
     if not isinstance(module, nn.Embedding):
         names = ("lora_A.weight", "lora_B.weight")
@@ -116,18 +119,19 @@ def _factors(chat: ChatModel, path: str, module: nn.Module, writer: Writer, basi
     }
 
 
-def _edited_biases(chat: ChatModel, ablation: DirectionalAblation, modules: dict[str, Writer]) -> dict[str, Tensor]:
+def _edited_biases(chat: ChatModel, ablation: WeightAblation, modules: dict[str, Writer]) -> dict[str, Tensor]:
     """Biases have no low-rank update; PEFT loads whole ones when the adapter names them."""
     biases = [writer for writer in chat.layout.writers if writer.parameter.endswith("bias")]
     if not biases:
         return {}
     parameters = dict(chat.module.named_parameters(remove_duplicate=False))
+    strengths = writer_strengths(chat, ablation)
     result = {}
     for writer in biases:
         path, _, leaf = writer.parameter.rpartition(".")
         if path not in modules:
             raise _no_adapter(chat, f"{writer.parameter} belongs to no linear layer")
-        edited = writer.without(parameters[writer.parameter], ablation.basis)
+        edited = writer.without(parameters[writer.parameter], ablation.basis, strength=strengths[writer.parameter])
         result[f"base_model.model.{path}.base_layer.{leaf}"] = edited.cpu().contiguous()
     return result
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -49,15 +49,20 @@ def remove_components(stream: Tensor, basis: Tensor) -> Tensor:
     """Return x - B^T B x for an orthonormal basis: directional ablation (Arditi et al. equation 4).
 
     Args:
-        stream: [batch, token, d_model].
+        stream: [batch, token, d_model], or [batch * token, d_model].
         basis: [k, d_model], or [batch, 1, d_model] for one direction per row.
     """
     # Half precision would renormalize the direction by up to 1e-3; the two products are small against the block.
     exact = stream if stream.dtype in (torch.float32, torch.float64) else stream.float()
     basis = basis.to(device=exact.device, dtype=exact.dtype)
-    per_row = basis.dim() == 3
-    along = (exact * basis).sum(-1, keepdim=True) * basis if per_row else (exact @ basis.T) @ basis
-    return torch.sub(exact, along).to(stream.dtype)
+    # Fused, so that the stream is read twice and written once: beside a block that is all that this costs.
+    if basis.dim() == 3:
+        rows = exact.reshape(len(basis), -1, exact.shape[-1])  # some modules return all rows' tokens in one dimension
+        removed = torch.baddbmm(rows, torch.bmm(rows, basis.mT), basis, alpha=-1)
+    else:
+        rows = exact.reshape(-1, exact.shape[-1])
+        removed = torch.addmm(rows, rows @ basis.T, basis, alpha=-1)
+    return removed.view(exact.shape).to(stream.dtype)
 
 
 @contextmanager
@@ -135,6 +140,7 @@ class ActivationAddition:
     vector: Tensor
     """[d_model]; the coefficient is already in it."""
     layer: int
+    foldable: ClassVar[bool] = False
 
     @property
     def fingerprint(self) -> str:
@@ -204,9 +210,17 @@ def require_foldable(chat: ChatModel) -> None:
         )
 
 
+def can_fold(intervention: Intervention) -> bool:
+    """Whether plain weights can hold an intervention; those that cannot say so in a class attribute `foldable`."""
+    if isinstance(intervention, Combined):
+        return all(can_fold(part) for part in intervention.parts)
+    return bool(getattr(intervention, "foldable", True))
+
+
 def in_shipped_form(chat: ChatModel, intervention: Intervention) -> AbstractContextManager[None]:
-    """The form that is measured: folded weights, as an export ships them; hooks where the weights are packed."""
-    return intervention.folded_into(chat) if chat.layout.packed is None else intervention.applied_to(chat)
+    """The form that is measured: folded weights, as an export ships them; hooks where there is no such form."""
+    foldable = chat.layout.packed is None and can_fold(intervention)
+    return intervention.folded_into(chat) if foldable else intervention.applied_to(chat)
 
 
 def ablating_rows(chat: ChatModel, directions: Tensor) -> AbstractContextManager[None]:

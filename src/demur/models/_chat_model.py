@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from demur.errors import LayoutError, ModelError
 from demur.models._chat_template import ChatTemplate
+from demur.models._decoding import Continuation
 from demur.models._generation import (
     Completion,
+    Settled,
+    answers_to,
     end_tokens,
     forward_inputs,
     generate_answers,
@@ -183,6 +186,36 @@ class ChatModel:
         """What the model goes on with after each sequence of token ids: greedy, or sampled with one seed for each."""
         return generate_answers(
             self.model, self.tokenizer, sequences, pad=self.pad_token, max_new_tokens=max_new_tokens, seeds=seeds
+        )
+
+    def answers_to(
+        self,
+        sequences: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[Continuation]],
+        *,
+        max_new_tokens: int,
+        settled: Sequence[Sequence[Settled]] | None = None,
+    ) -> list[list[Completion]]:
+        """Several answers to each sequence of token ids, which is read once where the model's cache allows it.
+
+        Args:
+            sequences: token ids of each prompt.
+            continuations: the answers wanted of each prompt: an opening, a seed. All of them are computed together, so
+                a batch has as many rows.
+            max_new_tokens: longest answer, its opening not counted.
+            settled: one for each continuation: true of an answer so far if the rest of it is not wanted.
+
+        Returns:
+            The answers without their openings, in the order of `continuations`.
+        """
+        return answers_to(
+            self.model,
+            self.tokenizer,
+            sequences,
+            continuations,
+            pad=self.pad_token,
+            max_new_tokens=max_new_tokens,
+            settled=settled,
         )
 
 

@@ -1,16 +1,21 @@
 """Batched generation and last-position logits. Knows nothing about refusal."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from demur.models._decoding import Continuation, GumbelNoise, Row, Settles, decode, settle
+from demur.models._decoding_proof import proved_decoding
 from demur.models._hooks import model_device
+
+Settled = Callable[[str], bool]
+"""The answer so far -> whether the rest does not matter."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Completion:
     """Generated tokens, the end token not counted."""
     ended: bool
     """Whether the model ended the answer itself, within the limit."""
+    settled: bool = False
+    """Whether it was stopped because nothing that could follow mattered."""
     tokens: tuple[int, ...] = field(default=(), compare=False)
     """The generated token ids, with the end token where there was one."""
 
@@ -87,6 +94,7 @@ def generate_answers(
     max_new_tokens: int,
     seeds: Sequence[int] | None = None,
     processors: Sequence[LogitsProcessor] = (),
+    settled: Sequence[Settled] | None = None,
 ) -> list[Completion]:
     """Answers to one batch of rendered prompts, left-padded, with the model's own end tokens.
 
@@ -100,34 +108,134 @@ def generate_answers(
         max_new_tokens: longest answer.
         seeds: one per prompt: sample at temperature 1 instead of taking the likeliest token. An answer then depends on
             its prompt and seed, not on the batch it is in.
-        processors: change the logits of each step, before any noise.
+        processors: change the logits of each step, before any noise. They are given the rows that are not done, in
+            their order, and must not read the tokens before them.
+        settled: one per prompt: whether the answer so far is all that is wanted of it.
     """
-    batch = pad_batch(sequences, pad=pad, side="left", device=model_device(model))
+    ways = [[Continuation(seed=None if seeds is None else seeds[index])] for index in range(len(sequences))]
+    answers = answers_to(
+        model,
+        tokenizer,
+        sequences,
+        ways,
+        pad=pad,
+        max_new_tokens=max_new_tokens,
+        processors=processors,
+        settled=None if settled is None else [[each] for each in settled],
+    )
+    return [answer for (answer,) in answers]
+
+
+def answers_to(
+    model: Any,
+    tokenizer: Any,
+    sequences: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Continuation]],
+    *,
+    pad: int,
+    max_new_tokens: int,
+    processors: Sequence[LogitsProcessor] = (),
+    settled: Sequence[Sequence[Settled]] | None = None,
+) -> list[list[Completion]]:
+    """Several answers to each prompt, which is read once where the model's cache is proved to allow it.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        sequences: token ids of each prompt.
+        continuations: how the answers to each prompt go on; all of the batch are computed at once.
+        pad: the padding token.
+        max_new_tokens: longest answer, its opening not counted.
+        processors: see `generate_answers`; then there is one continuation to each prompt.
+        settled: one for each continuation: whether the answer so far is all that is wanted of it.
+    """
+    rows = [Row(prompt, way) for prompt, ways in enumerate(continuations) for way in ways]
+    checks = None if settled is None else [each for some in settled for each in some]
+
+    def settles(index: int, tokens: Sequence[int]) -> bool:
+        return checks is not None and checks[index](_text(tokenizer, tokens))
+
     ends = end_tokens(model, tokenizer)
+    decoding = proved_decoding(model, max(sequences, key=len))
+    with torch.no_grad():
+        if decoding.own:
+            decode(
+                model,
+                pad_batch(sequences, pad=pad, side="left", device=model_device(model)),
+                rows,
+                ends=ends,
+                max_new_tokens=max_new_tokens,
+                process=processors,
+                settles=None if checks is None else settles,
+                share_prefix=decoding.shared_prefix,
+            )
+        else:
+            _generate(
+                model,
+                [[*sequences[row.prompt], *row.continuation.opening] for row in rows],
+                rows,
+                pad=pad,
+                ends=ends,
+                max_new_tokens=max_new_tokens,
+                processors=processors,
+                settles=None if checks is None else settles,
+            )
+    answers: list[list[Completion]] = [[] for _ in sequences]
+    for row in rows:
+        answers[row.prompt].append(completion_of(row.tokens, tokenizer, ends, settled=row.settled))
+    return answers
+
+
+def _generate(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    rows: Sequence[Row],
+    *,
+    pad: int,
+    ends: set[int],
+    max_new_tokens: int,
+    processors: Sequence[LogitsProcessor],
+    settles: Settles | None,
+) -> None:
+    """Fill in the tokens of all rows by transformers' own loop: each row has its prompt, and stays to the end."""
+    batch = pad_batch(sequences, pad=pad, side="left", device=model_device(model))
     config = type(model.generation_config)(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
-    noise = [] if seeds is None else [_GumbelNoise(seeds)]
-    changed = LogitsProcessorList([*processors, *noise])
-    with torch.no_grad(), _without_defaults(model):
-        output = model.generate(**batch, generation_config=config, logits_processor=changed)
     width = batch["input_ids"].shape[1]
-    return [completion_of(row, tokenizer, ends) for row in output[:, width:].tolist()]
+    changed = LogitsProcessorList([*processors, _GumbelNoise([row.continuation.seed for row in rows])])
+    stops = StoppingCriteriaList([] if settles is None else [_Settled(rows, settles, width, ends)])
+    with _without_defaults(model):
+        output = model.generate(**batch, generation_config=config, logits_processor=changed, stopping_criteria=stops)
+    for row, tokens in zip(rows, output[:, width:].tolist(), strict=True):
+        if not row.settled:
+            row.tokens = tokens
 
 
 class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
-    """Adds seeded Gumbel noise, row by row: the likeliest token is then a sample at temperature 1 (Gumbel 1954).
+    """Adds seeded noise to the rows that have a seed."""
 
-    Unlike `do_sample`, it leaves the process-wide random numbers alone, and padding and batching change nothing.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int | None]) -> None:
+        self._noise = [None if seed is None else GumbelNoise(seed) for seed in seeds]
 
     def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = torch.stack([torch.rand(scores.shape[-1], generator=each) for each in self._generators])
-        tiny = torch.finfo(noise.dtype).tiny
-        return scores.float() - torch.log(-torch.log(noise.clamp_min(tiny))).to(scores.device)
+        size = scores.shape[-1]
+        drawn = [torch.zeros(size) if noise is None else noise.draw(size) for noise in self._noise]
+        return scores.float() + torch.stack(drawn).to(scores.device)
+
+
+class _Settled(StoppingCriteria):  # type: ignore[misc]
+    """Stops rows whose answer is settled; their tokens are kept here, as `generate` pads them afterwards."""
+
+    def __init__(self, rows: Sequence[Row], settles: Settles, width: int, ends: set[int]) -> None:
+        self._rows, self._settles, self._width, self._ends = rows, settles, width, ends
+
+    def __call__(self, input_ids: Tensor, _scores: Any, **_more: Any) -> Tensor:
+        for index, (row, tokens) in enumerate(zip(self._rows, input_ids[:, self._width :].tolist(), strict=True)):
+            if not row.settled and not self._ends.intersection(tokens):
+                row.tokens = tokens
+                settle(index, row, self._settles)
+        return torch.tensor([row.settled for row in self._rows], device=input_ids.device)
 
 
 @contextmanager
@@ -150,9 +258,13 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return ends
 
 
-def completion_of(row: Sequence[int], tokenizer: Any, ends: set[int]) -> Completion:
+def completion_of(row: Sequence[int], tokenizer: Any, ends: set[int], *, settled: bool = False) -> Completion:
     """The text of generated tokens up to the first end token."""
     length = next((index for index, token in enumerate(row) if token in ends), None)
     kept = list(row if length is None else row[:length])
-    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return Completion(text, len(kept), length is not None, tuple(row if length is None else row[: length + 1]))
+    tokens = tuple(row if length is None else row[: length + 1])
+    return Completion(_text(tokenizer, kept), len(kept), length is not None, settled, tokens)
+
+
+def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

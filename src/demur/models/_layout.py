@@ -49,25 +49,25 @@ class Writer:
         unit: Tensor = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
         return unit
 
-    def without(self, tensor: Tensor, directions: Tensor) -> Tensor:
+    def without(self, tensor: Tensor, directions: Tensor, *, strength: float = 1.0) -> Tensor:
         """A copy of the parameter's `tensor` that writes nothing along any of `directions`.
 
-        W - U U^T W with U an orthonormal basis of the readings (Arditi et al. section 4.1, weight orthogonalization),
+        W - s U U^T W with U an orthonormal basis of the readings (Arditi et al. section 4.1, weight orthogonalization),
         computed in float64 and returned in the tensor's dtype.
 
         Args:
             tensor: the parameter's values.
             directions: [k, d_model].
+            strength: s, the share that goes.
         """
         readings = torch.stack([self.reading(direction) for direction in directions]).to(tensor.device)
         basis = torch.linalg.qr(readings.T).Q
         result = tensor.detach().clone()
-        # [d_model, everything else], edited in slices so that the float64 copy stays small.
         rows = result.movedim(self.axis, 0)
-        flat = rows.reshape(rows.shape[0], -1)
+        flat = rows.reshape(rows.shape[0], -1)  # edited in slices, so that the float64 copy stays small
         for columns in torch.split(flat, 65536, dim=1):
             exact = columns.to(torch.float64)
-            columns.copy_(exact - basis @ (basis.T @ exact))
+            columns.copy_(exact - strength * (basis @ (basis.T @ exact)))
         return flat.reshape(rows.shape).movedim(0, self.axis).contiguous()
 
 

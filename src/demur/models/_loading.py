@@ -17,6 +17,7 @@ from transformers.utils.hub import extract_commit_hash
 from demur.errors import ModelError
 from demur.models._chat_model import ChatModel
 from demur.models._chat_template import ChatTemplate
+from demur.models._processes import local_rank, world
 
 _DTYPES = {
     "float64": torch.float64,
@@ -199,7 +200,9 @@ def _find_file(model_id: str, name: str, revision: str | None) -> str | None:
 
 
 def _load_weights(model_id: str, config: Any, options: dict[str, Any], device: str) -> Any:
-    if device == "auto":
+    if device == "auto" and world().size > 1 and torch.cuda.is_available():
+        options["device_map"] = f"cuda:{local_rank()}"  # each process holds the whole model
+    elif device == "auto":
         options["device_map"] = "auto" if torch.cuda.is_available() else None
     elif device != "cpu":
         options["device_map"] = device

@@ -62,8 +62,25 @@ class FalseRefusalScores(Record):
     harmful_kept: float | None
     """Share of the harmful validation prompts with a positive refusal score that keep one while w' is ablated."""
     rejected_by: tuple[str, ...] = ()
-    """kl, true_refusals, nan: what removed it; outscored: it could no longer win, so it was not examined further."""
+    """kl, true_refusals, sampling, suffix, system, template (the last four: true refusals under pressure), nan: what
+    removed it; outscored: it could no longer win, so it was not examined further."""
     selected: bool = False
+
+
+class BatchSizeMeasurement(Record):
+    """What one batch size cost."""
+
+    batch_size: int
+    seconds_per_prompt: float | None
+    """Of reading a prompt and generating 16 tokens; null where memory did not suffice."""
+
+
+class BatchSizeRecord(Record):
+    """`batch_size.json`: the batch size of a run that was not told one, found by measuring before its first pass."""
+
+    schema_: Literal["demur.batch_size/1"] = Field(default="demur.batch_size/1", alias="schema")
+    batch_size: int
+    tried: tuple[BatchSizeMeasurement, ...]
 
 
 class Candidates(Record):
@@ -95,6 +112,8 @@ class CompletionRecord(Record):
     n_tokens: int
     ended: bool
     """Whether the model ended its answer itself, within the token limit."""
+    settled: bool = False
+    """Whether it was stopped because nothing that could follow would have changed if it is a refusal."""
     verdict: Verdict
     judge: JudgeIdentity | None = None
     """Who gave the verdict."""
@@ -106,14 +125,18 @@ class CompletionRecord(Record):
     """Whether the expected answer is in the completion; null where the prompt carries none."""
 
 
+ScoreKind = Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline", "w_suffix", "w_system", "w_template"]
+
+
 class ScoreRecord(Record):
     """One line of `scores.jsonl`: one candidate's value on every prompt of one validation set.
 
     Scores that were not measured on every prompt are not here.
     """
 
-    kind: Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline"]
-    """w_*: of the false-refusal direction at `lambda`."""
+    kind: ScoreKind
+    """w_*: of the false-refusal direction at `lambda`; of harmful prompts also under pressure (suffix, system,
+    template)."""
     lambda_: float | None = Field(default=None, alias="lambda")
     position: int
     layer: int
@@ -127,7 +150,7 @@ class ScorePiece(Record):
     From these a run that was killed goes on; candidates that were dropped early have no other.
     """
 
-    kind: Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline"]
+    kind: ScoreKind
     lambda_: float | None = Field(default=None, alias="lambda")
     position: int
     layer: int

@@ -17,7 +17,8 @@ SUMMARY_SCHEMA: Literal["demur.summary/2"] = "demur.summary/2"
 
 
 Foldability = Literal["exact", "exact_after_untying", "removed_not_identical", "runtime_only"]
-"""How an edit of the weights compares with the same edit at run time; runtime_only: packed weights take none."""
+"""How an edit of the weights compares with the same edit at run time; runtime_only: packed weights take none, and
+an addition needs a bias, for which most checkpoints have no place."""
 
 
 class Metrics(Record):
@@ -101,10 +102,21 @@ class DirectionCard(Record):
     """Of w before orthogonalization, with r at the same position and layer."""
 
 
+class AblationStrengths(Record):
+    """How much of the direction each write loses: 0 nothing, 1 all."""
+
+    attention: tuple[float, ...]
+    """By block, of its first write."""
+    mlp: tuple[float, ...]
+    """By block, of its later writes."""
+    embeddings: float
+
+
 class OperatingPoint(Record):
     """Everything that fixes one calibrated model."""
 
-    method: Literal["ablate_false_refusal_direction"]
+    method: Literal["ablate_false_refusal_direction", "graded_ablation", "graded_ablation_and_addition"]
+    """graded_*: with `strengths`, found by a search; *_and_addition: r is added too, which plain weights cannot do."""
     lambda_: float = Field(alias="lambda")
     """Share of the refusal direction that was removed from w before it is ablated: w' = w - lambda proj_r(w)."""
     position: int
@@ -113,6 +125,12 @@ class OperatingPoint(Record):
     """The ablation acts on every write to the residual stream, at every position."""
     fingerprint: str
     """sha256 of the intervention with its tensors; part of every cache key."""
+    source_layer: float | None = None
+    """Where the direction was mixed from two layers: the place between them; `layer` is the nearest."""
+    strengths: AblationStrengths | None = None
+    """null: 1 everywhere."""
+    addition: float | None = None
+    """Multiple of the refusal direction that is added at the input of its layer."""
 
 
 class LambdaPoint(Record):
@@ -239,6 +257,9 @@ class ExportRecord(Record):
     identical_answers: int
     """Greedy answers (up to 32 tokens) of the reloaded export that equal those of the measured model."""
     checked_prompts: int
+    canaries: PairedComparison | None = None
+    """Refusals of harmful prompts that ship with demur, before and after; null where the model was not asked, or does
+    not tell them from harmless ones that ship with demur, as a model that reads no English."""
     untied_embeddings: bool
     """Whether the output head was given its own matrix."""
     provenance: Provenance

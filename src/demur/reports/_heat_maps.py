@@ -52,7 +52,7 @@ def cell_titles(candidates: Candidates) -> dict[str, str]:
         for one in candidates.refusal:
             state = "selected" if one.selected else f"rejected: {', '.join(one.rejected_by)}" if one.rejected_by else ""
             where = f"layer {one.layer}, position {one.position} {texts.get(one.position, '')}"
-            value = number(panel.score(one)) if _has_scores(one) else "not a number"
+            value = number(panel.score(one)) if _has_score(one, panel) else _why_none(one)
             titles[_cell_id(panel, one)] = f"{where}: {panel.name} {value}{f', {state}' if state else ''}"
     return titles
 
@@ -73,7 +73,13 @@ def paint_heat_maps(candidates: Candidates) -> Figure:
     figure.legend(
         handles=[
             Patch(facecolor="none", edgecolor=MARK, linewidth=2, label="selected"),
-            Patch(facecolor="none", edgecolor=MUTED, linewidth=0.4, hatch="////", label="rejected by a filter"),
+            Patch(
+                facecolor="none",
+                edgecolor=MUTED,
+                linewidth=0.4,
+                hatch="////",
+                label="rejected by a filter, or not measured",
+            ),
         ],
         loc="lower right",
         bbox_to_anchor=(0.885, 0),
@@ -111,9 +117,10 @@ def _paint_panel(axes: Any, scale: Any, candidates: Candidates, positions: Seque
 def _paint_cell(
     axes: Any, one: CandidateScores, row: int, panel: _Panel, norm: Normalize, colours: ListedColormap
 ) -> None:
-    colour = colours(norm(panel.score(one))) if _has_scores(one) else CARD
+    scored = _has_score(one, panel)
+    colour = colours(norm(panel.score(one))) if scored else CARD
     corner = (one.layer - 0.5, row - 0.5)
-    faded = bool(one.rejected_by)
+    faded = bool(one.rejected_by) or not scored
     axes.add_patch(
         Rectangle(
             corner,
@@ -149,7 +156,7 @@ def _paint_cell(
 def _print_value(
     axes: Any, one: CandidateScores, row: int, panel: _Panel, norm: Normalize, colours: ListedColormap
 ) -> None:
-    if not _has_scores(one):
+    if not _has_score(one, panel):
         return
     value = panel.score(one)
     better = SHADES.index(to_hex(colours(norm(value)))) >= len(SHADES) // 2
@@ -174,7 +181,7 @@ def _in_cell(value: float, panel: _Panel) -> str:
 
 
 def _norm(scores: Sequence[CandidateScores], panel: _Panel) -> Normalize:
-    values = [panel.score(one) for one in scores if _has_scores(one)] or [0.0, 1.0]
+    values = [panel.score(one) for one in scores if _has_score(one, panel)] or [0.0, 1.0]
     low, high = min(values), max(values)
     if panel.logarithmic:
         low = max(low, _SMALLEST_KL)
@@ -191,8 +198,12 @@ def _plain(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def _has_scores(one: CandidateScores) -> bool:
-    return "nan" not in one.rejected_by
+def _has_score(one: CandidateScores, panel: _Panel) -> bool:
+    return "nan" not in one.rejected_by and panel.read(one) is not None
+
+
+def _why_none(one: CandidateScores) -> str:
+    return "not a number" if "nan" in one.rejected_by else "not measured, as it was decided without"
 
 
 def _position_texts(candidates: Candidates) -> dict[int, str]:

@@ -11,7 +11,7 @@ from demur.reports._tables import Cell, CellKind, Table, plain_mean_cell
 _LAYOUT_WORDS = {
     "exact": "exact: the edit can be folded into the weights without a difference",
     "exact_after_untying": "exact once the tied embedding is stored twice",
-    "runtime_only": "the weights are quantised: the edit works at run time and cannot be exported",
+    "runtime_only": "the edit works at run time and cannot be exported: the weights are quantised, or it adds a vector",
     "removed_not_identical": "the direction is removed, but the folded weights differ from the runtime edit",
 }
 

@@ -1,5 +1,6 @@
 """The tables of each section, from records. Knows nothing about markup."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median, quantiles
@@ -86,12 +87,17 @@ def candidate_table(candidates: Candidates) -> Table:
     """The selected candidate and the nearest survivors."""
     texts = dict(zip(candidates.positions, candidates.position_texts, strict=False))
     survivors = [one for one in candidates.refusal if not one.rejected_by]
-    ranked = sorted(survivors, key=lambda one: (not one.selected, one.bypass_score or 0.0, one.layer, one.position))
+    ranked = sorted(survivors, key=_by_bypass)
     return Table(
         "The selected candidate and the next best that pass the filters",
         ("Layer", "Position", "Token", "Bypass score", "Induce score", "KL (nats)", ""),
         tuple(_candidate_row(one, texts.get(one.position, "")) for one in ranked[:NEAREST]),
     )
+
+
+def _by_bypass(one: CandidateScores) -> tuple[bool, float, int, int]:
+    """The selected one, then by bypass score; those whose score was not needed to the end come last."""
+    return not one.selected, math.inf if one.bypass_score is None else one.bypass_score, one.layer, one.position
 
 
 def _candidate_row(one: CandidateScores, text: str) -> tuple[Cell, ...]:

@@ -101,7 +101,13 @@ def mean_cell(mean: Mean, *, unit: str) -> Cell:
 
 def plain_mean_cell(mean: Mean) -> Cell:
     """A mean with its interval, where the column or the row says the unit."""
-    return Cell(number(mean.mean), (f"n {mean.n}", f"{number(mean.low)} to {number(mean.high)}"), "number")
+    low, high = _significant(mean.low), _significant(mean.high)
+    return Cell(_significant(mean.mean), (f"n {mean.n}", f"{low} to {high}"), "number")
+
+
+def _significant(value: float) -> str:
+    """Three decimals; two digits where three decimals would show hardly any."""
+    return number(value) if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def or_dash(cell: Cell | None) -> Cell:

@@ -112,7 +112,8 @@ def candidate_caption(candidates: Candidates) -> str:
     text = (
         "Bypass: refusal score of harmful prompts with the candidate removed; lower is better. Induce: refusal score "
         "of harmless prompts with it added; above 0 the model tends to refuse. KL: change on harmless prompts with it "
-        "removed; lower is better. Outlined: selected. Pale and hatched: rejected by a filter. "
+        "removed; lower is better. Outlined: selected. Pale and hatched: rejected by a filter. Hatched without colour: "
+        "not measured to the end, because it was decided without. "
         f"{survivors} of {total} candidates passed"
     )
     return f"{text}; rejected (one candidate can fail several filters): {removed}." if removed else f"{text}."

@@ -1,0 +1,219 @@
+"""Choosing the lowest of many candidates under limits, with as few measurements as the exact answer needs.
+
+Pure bookkeeping on numbers: what a measurement is, and what it costs, the caller knows. Every score is a mean over
+prompts, measured some prompts at a time, and a candidate is dropped once no values of the others could save it: KL
+terms are never negative, refusal scores lie within +-18.42 (epsilon 1e-8), a share counts whole prompts. What is
+dropped could not have been chosen, so the choice is that of measuring everything.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from demur.types import Progress
+
+Key = TypeVar("Key", bound=Hashable)
+Values = tuple[float, ...]
+
+_SLACK = 1e-9
+"""Sums in another order differ by rounding; a bound must be passed by more than that before it decides."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One mean over prompts, with what is known of its terms before they are measured."""
+
+    kind: str
+    prompts: int
+    least: float = -math.inf
+    """No term is smaller."""
+    most: float = math.inf
+    """No term is larger."""
+
+    def lowest(self, values: Sequence[float]) -> float:
+        """The smallest mean that these first values leave possible."""
+        return self._bound(values, self.least)
+
+    def highest(self, values: Sequence[float]) -> float:
+        """The largest mean that these first values leave possible."""
+        return self._bound(values, self.most)
+
+    def _bound(self, values: Sequence[float], extreme: float) -> float:
+        left = self.prompts - len(values)
+        return (math.fsum(values) + (left * extreme if left else 0.0)) / self.prompts
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A filter: the mean of a score must not be beyond a limit; equality is kept. A mean that is no number fails."""
+
+    score: Score
+    name: str
+    """The word for it in `rejected_by`."""
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    read: Callable[[float], float] = float
+    """From a measured value to the term that is averaged."""
+
+    def fails(self, values: Values) -> bool:
+        """Whether no values of the other prompts can bring the mean within the limit."""
+        terms = [self.read(value) for value in values]
+        if not all(map(math.isfinite, terms)):
+            return True
+        if len(terms) == self.score.prompts:
+            mean = math.fsum(terms) / len(terms)
+            return not self.at_least <= mean <= self.at_most
+        highest, lowest = self.score.highest(terms), self.score.lowest(terms)
+        return highest < self.at_least - _SLACK or lowest > self.at_most + _SLACK
+
+
+Measure = Callable[[Any, range, Sequence[Key]], Mapping[Key, Values]]
+"""Kind of score, which prompts (by their place in its order), candidates -> their values on these prompts."""
+
+
+@dataclass
+class Race(Generic[Key]):
+    """Candidates, what was measured of each, and why those that are out are out.
+
+    Args:
+        measure: measures; called with spans of prompts in order, each candidate at most once for each prompt.
+        rows: candidates times prompts that are measured well together.
+        watch: called after every measurement.
+        rejected: candidate -> name of the filter that removed it, or nan.
+    """
+
+    measure: Measure[Key]
+    rows: int
+    watch: Callable[[], None] = lambda: None
+    rejected: dict[Key, str] = field(default_factory=dict)
+    outscored: set[Key] = field(default_factory=set)
+    """Candidates that could no longer win."""
+    values: dict[tuple[str, Key], Values] = field(default_factory=dict)
+
+    def of(self, score: Score, key: Key) -> Values:
+        """What was measured of one candidate so far."""
+        return self.values.get((score.kind, key), ())
+
+    def mean(self, score: Score, key: Key, read: Callable[[float], float] = float) -> float | None:
+        """The mean of a candidate whose score is complete, NaN if a value is; None where it is not complete."""
+        values = [read(value) for value in self.of(score, key)]
+        if len(values) < score.prompts:
+            return None
+        return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+
+    def extend(self, score: Score, keys: Iterable[Key], *, to: int | None = None) -> list[Key]:
+        """Measure the next prompts of the candidates that have the fewest; return which these are.
+
+        Args:
+            score: what is measured.
+            keys: candidates.
+            to: up to which prompt at most; by default as many as fit into one batch.
+        """
+        behind = [key for key in keys if len(self.of(score, key)) < (score.prompts if to is None else to)]
+        if not behind:
+            return []
+        start = min(len(self.of(score, key)) for key in behind)
+        behind = [key for key in behind if len(self.of(score, key)) == start]
+        fitting = max(first_step(score.prompts), self.rows // len(behind))
+        span = range(start, min(start + fitting, score.prompts if to is None else to))
+        for key, values in self.measure(score.kind, span, behind).items():
+            self.values[score.kind, key] = self.of(score, key) + values
+        self.watch()
+        return behind
+
+    def complete(self, score: Score, keys: Iterable[Key]) -> None:
+        """Measure all prompts of candidates, whatever was decided about them."""
+        keys = list(keys)
+        while self.extend(score, keys):
+            pass
+
+    def filter(self, limit: Limit, keys: Iterable[Key], *, to: int | None = None) -> list[Key]:
+        """Measure until every candidate is rejected or complete (up to `to`); return those that are left, in order."""
+        alive = list(keys)
+        while True:
+            for key in alive:
+                values = self.of(limit.score, key)
+                if values and limit.fails(values):
+                    self.rejected[key] = limit.name if all(math.isfinite(limit.read(one)) for one in values) else "nan"
+            alive = [key for key in alive if key not in self.rejected]
+            if not self.extend(limit.score, alive, to=to):
+                return alive
+
+    def lowest(
+        self, score: Score, keys: Sequence[Key], *, group: Callable[[Key], Hashable], limits: Sequence[Limit] = ()
+    ) -> dict[Hashable, Key]:
+        """The candidate of each group with the smallest mean that passes `limits`; of equal ones the first in order.
+
+        Limits are measured only of candidates that would win. Groups do not compete, but are measured together.
+        """
+        order = {key: index for index, key in enumerate(keys)}
+        best: dict[Hashable, Key] = {}
+
+        def rank(key: Key) -> tuple[float, int]:
+            values = self.of(score, key)
+            return math.fsum(values) / max(1, len(values)), order[key]
+
+        def running() -> dict[Hashable, list[Key]]:
+            """By group: candidates that may still win, the likeliest first."""
+            found: dict[Hashable, list[Key]] = {}
+            for key in keys:
+                if key in self.rejected or key in self.outscored or best.get(group(key)) == key:
+                    continue
+                if not all(map(math.isfinite, self.of(score, key))):
+                    self.rejected[key] = "nan"
+                elif group(key) in best and self._beaten(score, key, best[group(key)], order):
+                    self.outscored.add(key)
+                else:
+                    found.setdefault(group(key), []).append(key)
+            return {name: sorted(each, key=rank) for name, each in found.items()}
+
+        self.extend(score, keys, to=first_step(score.prompts))
+        while left := running():
+            # Where nothing has won yet, the likeliest go first: what they reach decides how soon the others may stop.
+            leaders = [each[0] for name, each in left.items() if name not in best]
+            ahead = leaders or [key for each in left.values() for key in each]
+            while self.extend(score, ahead) and leaders:
+                pass
+            done = [
+                next((key for key in each if self.mean(score, key) is not None), None) for each in running().values()
+            ]
+            passed = [key for key in done if key is not None]
+            for limit in limits:
+                passed = self.filter(limit, passed)
+            best.update((group(key), key) for key in passed)
+        return best
+
+    def _beaten(self, score: Score, key: Key, by: Key, order: Mapping[Key, int]) -> bool:
+        target, mean = self.mean(score, by), self.mean(score, key)
+        assert target is not None
+        if mean is not None:
+            return (mean, order[key]) > (target, order[by])
+        return score.lowest(self.of(score, key)) > target + _SLACK
+
+
+@dataclass
+class Watched:
+    """Tells a progress display how many candidates of a race are decided, and by what."""
+
+    progress: Progress
+    task: str
+    total: int
+    _told: int = 0
+
+    def start(self) -> None:
+        """The race begins."""
+        self.progress.start(self.task, self.total)
+
+    def tell(self, rejected: Mapping[Key, str], outscored: Collection[Key]) -> None:
+        """How the race stands."""
+        counts = Counter(rejected.values()) + Counter({"outscored": len(outscored)})
+        self.progress.note(", ".join(f"{name} {count}" for name, count in counts.items()))
+        self.progress.advance(counts.total() - self._told)
+        self._told = counts.total()
+
+
+def first_step(prompts: int) -> int:
+    """Prompts that are measured before anything is decided: an eighth."""
+    return max(1, prompts // 8)

@@ -1,0 +1,132 @@
+"""A race finds what measuring everything finds, and measures no value twice."""
+
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from demur.calibration._racing import Limit, Race, Score, first_step
+
+MOST = 18.43
+value = st.floats(-18, 18).map(lambda number: round(number, 1)) | st.sampled_from([-2.0, 0.0, 2.0])
+term = st.floats(0, 1).map(lambda number: round(number, 2))
+
+
+def tables(number, prompts):
+    return st.lists(st.lists(number, min_size=prompts, max_size=prompts).map(tuple), min_size=1, max_size=9)
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+class Book:
+    """Measures by looking up, and counts."""
+
+    def __init__(self, tables):
+        self.tables, self.asked = tables, Counter()
+
+    def __call__(self, kind, span, keys):
+        for key in keys:
+            self.asked.update((kind, key, place) for place in span)
+        return {key: self.tables[kind][key][span.start : span.stop] for key in keys}
+
+
+@given(st.data(), st.integers(1, 11), st.integers(1, 40))
+@settings(max_examples=300, deadline=None)
+def test_the_winner_under_limits_is_that_of_measuring_everything(data, prompts, rows):
+    score = data.draw(tables(value, prompts))
+    n = len(score)
+    kl = [tuple(data.draw(term) for _ in range(prompts)) for _ in range(n)]
+    groups = [data.draw(st.integers(0, 2)) for _ in range(n)]
+    limit = Limit(Score("kl", prompts, least=0.0), "kl", at_most=data.draw(term))
+    book = Book({"score": dict(enumerate(score)), "kl": dict(enumerate(kl))})
+    race = Race(book, rows)
+    lazy = data.draw(st.booleans())
+    keys = list(range(n)) if lazy else race.filter(limit, range(n))
+    found = race.lowest(
+        Score("score", prompts, -MOST, MOST), keys, group=groups.__getitem__, limits=(limit,) if lazy else ()
+    )
+    expected = {}
+    for group in set(groups):
+        passing = [key for key in range(n) if groups[key] == group and mean(kl[key]) <= limit.at_most]
+        if passing:
+            expected[group] = min(passing, key=lambda key: mean(score[key]))
+    assert found == expected
+    assert max(book.asked.values(), default=1) == 1
+    for key, name in race.rejected.items():
+        assert name == "kl"
+        assert mean(kl[key]) > limit.at_most
+    for key in race.outscored:
+        assert key not in found.values()
+
+
+@given(st.data(), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_a_filter_keeps_exactly_what_the_whole_means_keep(data, prompts):
+    values = data.draw(tables(value, prompts))
+    least = data.draw(value)
+    kept = Limit(Score("x", prompts, 0.0, 1.0), "share", at_least=data.draw(term), read=lambda one: float(one > 0))
+    induce = Limit(Score("x", prompts, -MOST, MOST), "induce", at_least=least)
+    for limit, passes in (
+        (induce, lambda row: mean(row) >= least),
+        (kept, lambda row: sum(one > 0 for one in row) / len(row) >= kept.at_least),
+    ):
+        race = Race(Book({"x": dict(enumerate(values))}), 8)
+        assert race.filter(limit, range(len(values))) == [key for key, row in enumerate(values) if passes(row)]
+
+
+def test_what_is_hopeless_is_not_measured_to_the_end():
+    prompts = 32
+    book = Book({"kl": {"bad": (1.0,) * prompts, "good": (0.0,) * prompts}})
+    race = Race(book, 4)
+    limit = Limit(Score("kl", prompts, least=0.0), "kl", at_most=0.1)
+    assert race.filter(limit, ["bad", "good"]) == ["good"]
+    assert len(race.of(limit.score, "bad")) == first_step(prompts) == 4
+    assert race.mean(limit.score, "bad") is None
+    book = Book({"x": {"best": (-18.0,) * prompts, "worse": (9.0,) * prompts}})
+    race = Race(book, 4)
+    assert race.lowest(Score("x", prompts, -MOST, MOST), ["worse", "best"], group=lambda _: 0) == {0: "best"}
+    assert len(race.of(Score("x", prompts), "worse")) == 4
+
+
+def test_a_limit_is_not_measured_of_what_cannot_win():
+    prompts = 8
+    book = Book({"x": {"best": (-9.0,) * prompts, "worse": (9.0,) * prompts}, "kl": {"best": (0.0,) * prompts}})
+    limit = Limit(Score("kl", prompts, least=0.0), "kl", at_most=0.1)
+    found = Race(book, 64).lowest(
+        Score("x", prompts, -MOST, MOST), ["worse", "best"], group=lambda _: 0, limits=[limit]
+    )
+    assert found == {0: "best"}
+
+
+@pytest.mark.parametrize("where", [0, 7])
+def test_a_value_that_is_no_number_removes_its_candidate(where):
+    broken = tuple(math.nan if place == where else -9.0 for place in range(8))
+    tables = {"x": {"broken": broken, "whole": (1.0,) * 8}}
+    race = Race(Book(tables), 64)
+    assert race.filter(Limit(Score("x", 8, -MOST, MOST), "induce", at_least=-20.0), ["broken", "whole"]) == ["whole"]
+    assert race.rejected == {"broken": "nan"}
+    race = Race(Book(tables), 2)
+    assert race.lowest(Score("x", 8, -MOST, MOST), ["broken", "whole"], group=lambda _: 0) == {0: "whole"}
+    assert race.rejected == {"broken": "nan"}
+
+
+def test_equality_with_a_limit_is_kept_and_of_equal_scores_the_first_wins():
+    limit = Limit(Score("kl", 3, least=0.0), "kl", at_most=0.25)
+    assert Race(Book({"kl": {0: (0.25, 0.0, 0.5)}}), 1).filter(limit, [0]) == [0]
+    assert Race(Book({"x": {0: (1.0,), 1: (0.0,), 2: (0.0,)}}), 9).lowest(
+        Score("x", 1, -MOST, MOST), [0, 2, 1], group=lambda _: 0
+    ) == {0: 2}
+
+
+def test_what_was_dropped_can_be_completed():
+    book = Book({"kl": {0: (1.0,) * 16}})
+    race = Race(book, 2)
+    limit = Limit(Score("kl", 16, least=0.0), "kl", at_most=0.0)
+    assert race.filter(limit, [0]) == []
+    race.complete(limit.score, [0])
+    assert race.mean(limit.score, 0) == 1.0
+    assert max(book.asked.values()) == 1

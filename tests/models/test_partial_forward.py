@@ -1,0 +1,125 @@
+"""Short forward passes give the logits of whole ones, or are not used."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from demur.interventions import ablating_rows, adding_rows
+from demur.models import Beginnings, PartialForward, hook_count
+from demur.testing import tiny_chat_model
+
+TEXTS = ["Hi", "What is a cat?", "How do I get to the main station from here?"]
+SHARING = ("llama", "qwen2", "gpt2", "opt", "falcon", "olmo2", "cohere", "stablelm", "qwen3_vl_moe")
+WHOLE = ("gemma3_text", "gpt_oss", "mixtral", "phi3", "mamba2", "jamba", "qwen3_next")
+"""A window shorter than the padding, or a cache with more than keys and values."""
+PADDED_EXACTLY = ("llama", "gpt2", "falcon", "olmo2")
+
+
+def vectors(chat, n=3):
+    drawn = torch.randn(n, chat.layout.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.nn.functional.normalize(drawn, dim=-1)
+
+
+def named(names, units):
+    """Every beginning in a pass of its own."""
+    lookup = dict(zip(names, units, strict=True))
+    return Beginnings(list(names), lambda name: ([name], lookup[name][None]))
+
+
+def one_by_one(chat, sequences, units, change):
+    """Every prompt alone under every change, without padding or cache."""
+    rows = []
+    for unit in units:
+        for sequence in sequences:
+            with change(unit[None]):
+                rows.append(chat.next_token_logits(chat.batch([sequence]))[0])
+    return torch.stack(rows).view(len(units), len(sequences), -1)
+
+
+@pytest.mark.parametrize("family", [*SHARING, *WHOLE])
+def test_sharing_a_beginning_and_starting_late_change_no_logit(family):
+    chat = tiny_chat_model(family)
+    sequences, units = chat.encode(TEXTS), vectors(chat)
+    ablate = partial(ablating_rows, chat)
+    passes = PartialForward.of(chat, sequences, ablate)
+    assert bool(passes.prefix) == (family in SHARING)
+    whole = partial(one_by_one, chat) if family in PADDED_EXACTLY else PartialForward(chat).logits
+    near = 1e-11 if family in PADDED_EXACTLY else 1e-6  # some route experts, or normalize, in float32
+    expected = whole(sequences, units, ablate)
+    for _ in range(2):  # the second time from what was kept
+        torch.testing.assert_close(
+            passes.logits(sequences, units, ablate, beginnings=named("abc", units)), expected, rtol=0, atol=near
+        )
+    started = 0
+    for layer in range(chat.n_layers):
+        add = partial(adding_rows, chat, layer=layer)
+        start = None
+        if passes.can_start_at(layer, sequences, units[0], add):
+            start = (layer, passes.block_inputs(sequences, [layer]))
+            started += 1
+        beginnings = named([(layer, index) for index in range(3)], units)
+        found = passes.logits(sequences, units, add, beginnings=beginnings, start=start)
+        torch.testing.assert_close(found, whole(sequences, units, add), rtol=0, atol=near)
+    assert started == chat.n_layers
+    assert hook_count(chat.module) == 0
+    assert not any("forward" in module.__dict__ for module in chat.module.modules())
+
+
+def test_blocks_below_the_start_do_not_run():
+    chat = tiny_chat_model("llama")
+    sequences, units = chat.encode(TEXTS), vectors(chat)
+    passes = PartialForward(chat)
+    inputs = passes.block_inputs(sequences, [2])
+    ran = []
+    for index, path in enumerate(chat.layout.blocks):
+        attention = chat.module.get_submodule(path).self_attn
+        attention.register_forward_hook(lambda *_, index=index: ran.append(index))
+    passes.logits(sequences, units, partial(adding_rows, chat, layer=2), start=(2, inputs))
+    assert ran == [2]
+
+
+def test_a_model_whose_later_blocks_read_earlier_ones_is_run_whole():
+    chat = tiny_chat_model("llama")
+    first, last = (chat.module.get_submodule(chat.layout.blocks[index]) for index in (0, 2))
+    seen = []
+    first.mlp.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    last.register_forward_hook(lambda _m, _a, output: output + 0.1 * seen[-1].mean())
+    sequences, units = chat.encode(TEXTS), vectors(chat)
+    for layer, fine in ((0, True), (1, False), (2, False)):
+        seen.append(torch.tensor(7.0))
+        passes = PartialForward(chat)
+        assert passes.can_start_at(layer, sequences, units[0], partial(adding_rows, chat, layer=layer)) is fine
+
+
+def test_a_model_that_takes_no_cache_shares_nothing():
+    chat = tiny_chat_model("llama")
+    forward = chat.model.forward
+
+    def refuse(*args, use_cache=None, **kwargs):
+        if use_cache:
+            raise NotImplementedError("no cache")
+        return forward(*args, use_cache=False, **kwargs)
+
+    refuse.__signature__ = __import__("inspect").signature(forward)
+    chat.model.forward = refuse
+    assert PartialForward.of(chat, chat.encode(TEXTS), partial(ablating_rows, chat)).prefix == ()
+
+
+def test_logits_that_are_not_numbers_prove_nothing():
+    chat = tiny_chat_model("llama")
+    sequences = chat.encode(TEXTS)
+    chat.model.lm_head.register_forward_hook(lambda _m, _a, output: output * float("nan"))
+    assert PartialForward.of(chat, sequences, partial(ablating_rows, chat)).prefix == ()
+
+
+def test_what_is_kept_of_beginnings_stays_within_its_limit(monkeypatch):
+    chat = tiny_chat_model("llama")
+    monkeypatch.setattr("demur.models._partial_forward._KEPT_BYTES", 20_000)
+    sequences, units = chat.encode(TEXTS), vectors(chat, 9)
+    ablate = partial(ablating_rows, chat)
+    passes = PartialForward.of(chat, sequences, ablate)
+    found = passes.logits(sequences, units, ablate, beginnings=named(range(9), units))
+    assert 0 < passes._kept_bytes <= 20_000
+    assert passes._kept_bytes == sum(kept.size for kept in passes._kept.values())
+    torch.testing.assert_close(found, one_by_one(chat, sequences, units, ablate), rtol=0, atol=1e-11)
