@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demur.calibration._racing import Limit, Race, Score, first_step
+from demur.calibration._racing import RUNNERS_UP, Limit, Race, Score, first_step
 
 MOST = 18.43
 value = st.floats(-18, 18).map(lambda number: round(number, 1)) | st.sampled_from([-2.0, 0.0, 2.0])
@@ -61,6 +61,11 @@ def test_the_winner_under_limits_is_that_of_measuring_everything(data, prompts, 
         assert mean(kl[key]) > limit.at_most
     for key in race.outscored:
         assert key not in found.values()
+    race.complete_runners_up(Score("score", prompts, -MOST, MOST), keys, limits=(limit,))
+    assert max(book.asked.values(), default=1) == 1
+    if len(race.outscored) <= RUNNERS_UP:
+        left = [race.of(Score("score", prompts), key) for key in race.outscored - set(race.rejected)]
+        assert {len(values) for values in left} <= {0, prompts}
 
 
 @given(st.data(), st.integers(1, 9))

@@ -264,7 +264,7 @@ def test_the_best_of_each_lambda_is_that_of_scoring_everything(case, tmp_path):
     limit, share = between((row[0] for row in table.values()), 0.6), between((row[1] for row in table.values()), 0.2)
     study.settings = replace(study.settings, false_refusal_kl_limit=limit)
     object.__setattr__(study.settings, "margin", 1 - share)
-    rows, best = score_false_refusal(study, w, r)
+    rows, best, _ = score_false_refusal(study, w, r)
     for strength in lambdas:
         passing = [
             key
@@ -287,8 +287,9 @@ def test_the_best_of_each_lambda_is_that_of_scoring_everything(case, tmp_path):
 def naive_pressure_table(study, w, r):
     """(lambda, position, layer) -> greatest loss under pressure, mean refusal score on borderline prompts.
 
-    The loss of sampled answers is that of the mean refusal probability; of every other condition the share of the
-    harmful prompts that the base model refuses there, by its next token, and the changed model does not.
+    The loss of sampled answers is that of the mean refusal probability; of every other condition the share of all
+    harmful prompts that are among the `n_scored` that the base model refuses by the least there, by the next token, and
+    that the changed model does not refuse.
     """
     chat, conditions = study.chat, {each.name: each for each in applicable_conditions(study.chat)[0]}
     pressed = [
@@ -320,8 +321,8 @@ def naive_pressure_table(study, w, r):
                     continue
                 losses = [base - probability(rest.bypass(vector))]
                 for sweep, before in zip(sweeps, bases, strict=True):
-                    pairs = [pair for pair in zip(before, sweep.bypass(vector), strict=True) if pair[0] > 0]
-                    losses += [sum(after <= 0 for _, after in pairs) / len(pairs)] if pairs else []
+                    pairs = sorted(pair for pair in zip(before, sweep.bypass(vector), strict=True) if pair[0] > 0)
+                    losses.append(sum(after <= 0 for _, after in pairs[: study.settings.n_scored]) / len(before))
                 scores = borderline.bypass(vector)
                 table[strength, position, layer] = max(losses), math.fsum(scores) / len(scores)
     return table
@@ -331,13 +332,13 @@ def test_a_candidate_that_loses_refusals_under_pressure_is_not_chosen(case, tmp_
     w, r = (directions(case.study.chat, seed) for seed in (3, 4))
     study = replace(case.study, folder=RunFolder(tmp_path))
     study.settings = replace(
-        study.settings, lambdas=(1.0, 0.3), pressure=True, false_refusal_kl_limit=math.inf, layer_fraction=1.0
+        study.settings, lambdas=(1.0, 0.3), pressure=True, false_refusal_kl_limit=math.inf, n_scored=4
     )
     object.__setattr__(study.settings, "margin", 1.0)
     table = naive_pressure_table(study, w, r)
     limit = between((loss for loss, _ in table.values()), 0.3)
     monkeypatch.setattr("demur.calibration._pressed_choice.PRESSURE_MARGIN", limit)
-    rows, best = score_false_refusal(study, w, r)
+    rows, best, _ = score_false_refusal(study, w, r)
     for strength in study.settings.lambdas:
         passing = [key for key, (loss, _) in table.items() if key[0] == strength and loss <= limit]
         expected = min(passing, key=lambda key: table[key][1]) if passing else None

@@ -160,6 +160,7 @@ def _measure(
             study.settings,
             calibrated.grid or calibrated.operating_point,
             n_layers=study.chat.n_layers,
+            n_harmful=len(study.texts("harmful", "validation")),
         ),
         **more,
         warnings=tuple(study.warnings),

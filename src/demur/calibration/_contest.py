@@ -47,14 +47,16 @@ def _refusal_scores_of(study: Study) -> ReadLogits:
 
 
 def prompts_under(study: Study, condition: Condition) -> ScoredPrompts | None:
-    """The harmful validation prompts that the model refuses, by its next token, under a condition; None without any.
+    """Harmful validation prompts that the model refuses, by its next token, under a condition; None without any.
 
-    Those that are refused by the least are measured first. Must be called on the unchanged model.
+    Of all of them the `n_scored` that are refused by the least: what is lost is lost among these first. Must be called
+    on the unchanged model.
     """
     requests = condition.requests(study.chat, study.texts("harmful", "validation"))
     encoded = [tokens for tokens, _ in requests]
     scores = refusal_scores(logits_after(study.chat, encoded, batch_size=study.rows), study.token_ids).tolist()
-    refused = [index for index, score in enumerate(scores) if score > 0]
+    refused = sorted((index for index, score in enumerate(scores) if score > 0), key=scores.__getitem__)
+    refused = sorted(refused[: study.settings.n_scored])
     if not refused:
         return None
     encoded, base = [encoded[index] for index in refused], [scores[index] for index in refused]

@@ -46,7 +46,12 @@ def measured_twice(
 
 
 def stability(
-    scores: list[ScoreRecord], settings: CalibrationSettings, point: OperatingPoint, *, n_layers: int
+    scores: list[ScoreRecord],
+    settings: CalibrationSettings,
+    point: OperatingPoint,
+    *,
+    n_layers: int,
+    n_harmful: int,
 ) -> tuple[Stability, ...]:
     """How often both chosen candidates win again; from stored scores alone."""
     return (
@@ -64,6 +69,7 @@ def stability(
             kl_limit=settings.false_refusal_kl_limit,
             margin=settings.margin,
             pressure_margin=PRESSURE_MARGIN,
+            n_harmful=n_harmful,
             seed=settings.seed,
         ),
     )

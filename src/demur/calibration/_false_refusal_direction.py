@@ -5,7 +5,7 @@ refusals on validation prompts, at the level of scores first and of judged answe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from demur.activations import mean_activations
 from demur.calibration._contest import GREATEST, prompts_for_kl, prompts_for_scores, race_of
 from demur.calibration._pressed_choice import is_kept, lost_under_pressure, pressed_limits
-from demur.calibration._racing import Limit, Score, first_step
+from demur.calibration._racing import RUNNERS_UP, Limit, Score, first_step
 from demur.calibration._refusal_direction import RefusalDirection
 from demur.calibration._score_books import Candidate, Kind
 from demur.calibration._study import Study
@@ -78,17 +78,22 @@ def find_operating_point(study: Study, refusal: RefusalDirection) -> Calibrated:
         progress=study.progress,
     )
     w = difference_in_means(means, refusal.harmless)
-    scored, best = _score(study, w, refusal.candidates)
+    scored, best, complete_runners_up = _score(study, w, refusal.candidates)
     before = _judged_base(study)
     curve, point = _choose(study, best, before)
+    complete_runners_up(point.scores.lambda_)
     baseline = LambdaBaseline(
         true_refusal_rate=refusal_rate(before["harmful"]), false_refusal_rate=refusal_rate(before["borderline"])
     )
     return _calibrated(study, refusal, w, point, scored, curve, baseline, n_fit=means.n)
 
 
-def _score(study: Study, w: Tensor, r: Tensor) -> tuple[list[FalseRefusalScores], dict[float, _Best | None]]:
+def _score(
+    study: Study, w: Tensor, r: Tensor
+) -> tuple[list[FalseRefusalScores], dict[float, _Best | None], Callable[[float], None]]:
     """Scores of w' over the lambda grid, each as far as the choice needs, and the best of each lambda.
+
+    Also what completes the scores of those that came next at one lambda, for the stability of the choice.
 
     The true refusals that the model makes by the least are asked first: a few of them reject most that is going to be
     rejected. The other limits, those under pressure last, are measured only of candidates that would win.
@@ -121,7 +126,13 @@ def _score(study: Study, w: Tensor, r: Tensor) -> tuple[list[FalseRefusalScores]
         for score in (kl.score, harmful, borderline):
             race.complete(score, zero)
         alive = race.filter(kept, [key for key in vectors if key not in set(zero)], to=first_step(harmful.prompts))
-        best = race.lowest(borderline, alive, group=lambda key: key[0], limits=(kept, kl, *pressed))
+        limits = (kept, kl, *pressed)
+        best = race.lowest(borderline, alive, group=lambda key: key[0], limits=limits)
+
+    def complete_runners_up(strength: float) -> None:
+        study.progress.start("scoring the next best", RUNNERS_UP)
+        with sweep.kept(race.values):
+            race.complete_runners_up(borderline, [key for key in alive if key[0] == strength], limits=limits)
 
     def row(key: Candidate) -> FalseRefusalScores:
         kl_score, share = race.mean(kl.score, key), race.mean(harmful, key, is_kept)
@@ -140,9 +151,8 @@ def _score(study: Study, w: Tensor, r: Tensor) -> tuple[list[FalseRefusalScores]
 
     rows = {key: row(key) for key in vectors}
     winners = {strength: best.get(strength) for strength in settings.lambdas}
-    return list(rows.values()), {
-        strength: None if key is None else _Best(rows[key], vectors[key]) for strength, key in winners.items()
-    }
+    found = {strength: None if key is None else _Best(rows[key], vectors[key]) for strength, key in winners.items()}
+    return list(rows.values()), found, complete_runners_up
 
 
 def _number(value: float | None) -> float | None:

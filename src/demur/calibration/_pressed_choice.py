@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from demur.calibration._contest import prompts_under
 from demur.calibration._racing import Limit, Score
 from demur.calibration._score_books import Kind
+from demur.calibration._stability import kept_at_least
 from demur.calibration._study import Study
 from demur.calibration._sweep import ScoredPrompts
 from demur.evaluation import PRESSURE_MARGIN, Asked, Condition, applicable_conditions, ask, pressure_table
@@ -41,7 +42,8 @@ def pressed_limits(
     """What a candidate must keep of the true refusals under pressure, as far as next tokens tell, before it is judged.
 
     Sampling at temperature 1 opens with a refusal token as often as its probability says, which the scores at rest
-    hold already. Of the other conditions each asks all harmful validation prompts that the base model refuses there.
+    hold already. Of the other conditions each asks the harmful validation prompts that the base model refuses by the
+    least there; of those that are not asked none counts as lost.
 
     Args:
         study: the calibration; the model is unchanged.
@@ -60,7 +62,8 @@ def pressed_limits(
         if (scored := prompts_under(study, condition)) is not None:
             prompts[kind] = scored
             score = Score(kind, scored.n, 0.0, 1.0)
-            limits.append(Limit(score, condition.family, at_least=1 - PRESSURE_MARGIN, read=is_kept))
+            at_least = kept_at_least(scored.n, len(study.texts("harmful", "validation")), PRESSURE_MARGIN)
+            limits.append(Limit(score, condition.family, at_least=at_least, read=is_kept))
     return limits, prompts
 
 

@@ -21,6 +21,10 @@ _SLACK = 1e-9
 """Sums in another order differ by rounding; a bound must be passed by more than that before it decides."""
 
 
+RUNNERS_UP = 4
+"""Candidates beside the winner that are measured to the end."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One mean over prompts, with what is known of its terms before they are measured."""
@@ -184,6 +188,17 @@ class Race(Generic[Key]):
                 passed = self.filter(limit, passed)
             best.update((group(key), key) for key in passed)
         return best
+
+    def complete_runners_up(self, score: Score, keys: Iterable[Key], *, limits: Sequence[Limit] = ()) -> None:
+        """Measure to the end the nearest of the candidates that could no longer win.
+
+        The choice does not need it. How often other prompts would have chosen otherwise cannot be said without.
+        """
+        beaten = [key for key in keys if key in self.outscored and self.of(score, key)]
+        near = sorted(beaten, key=lambda key: math.fsum(self.of(score, key)) / len(self.of(score, key)))[:RUNNERS_UP]
+        for limit in limits:
+            near = self.filter(limit, near)
+        self.complete(score, near)
 
     def _beaten(self, score: Score, key: Key, by: Key, order: Mapping[Key, int]) -> bool:
         target, mean = self.mean(score, by), self.mean(score, key)

@@ -101,6 +101,7 @@ def _score(study: Study, candidates: Tensor) -> list[ScoreRow]:
             for limit in (induce, kl):
                 race.complete(limit.score, [key for key in vectors if race.rejected[key] != "nan"])
         race.lowest(bypass, alive, group=lambda _: None)
+        race.complete_runners_up(bypass, alive)
     scores = {"bypass": bypass, "induce": induce.score, "kl": kl.score}
     rows = []
     for key in vectors:
