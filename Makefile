@@ -21,8 +21,9 @@ contracts: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 # The report is also opened in headless Chromium; Debian: apt-get install chromium chromium-driver.
+# One process for each core: many small models, which more threads would not make faster.
 pytest: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
 
 # Every decoder-only family of the installed transformers: writes docs/architectures.md, then tests what it says.
 conformance: $(VENV)/.installed-dev
@@ -30,7 +31,7 @@ conformance: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/conformance -m "conformance or not conformance"
 
 # Every benchmark that needs no GPU, in turn, then their page benchmarks/RESULTS.md.
-BENCHMARKS := selection extraction memory generation calibration search scaling
+BENCHMARKS := selection extraction memory overhead generation calibration search scaling
 bench: $(VENV)/.installed
 	for script in $(wildcard $(BENCHMARKS:%=benchmarks/%.py)); do \
 	  OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \

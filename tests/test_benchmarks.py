@@ -19,6 +19,8 @@ SCRIPTS = {
         "one batch of prompts read with the condition / without",
     ),
     "scaling": ("tiny: seconds of 1 process / 2 processes", "different results among all runs"),
+    "overhead": ("width 64: hooks / bare", "width 64: folded / bare"),
+    "generation": ("test prompts: seconds of generate / demur", "pressure: seconds of generate / demur"),
     "gpu": ("tiny: seconds of extraction / bare",),
 }
 
