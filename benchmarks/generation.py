@@ -1,6 +1,6 @@
 """Generation: answers whose rows leave when they are done and share their prompts, against transformers' `generate`.
 
-The same answers of the toy model both ways, in one process: 1,440 test prompts, and harmful ones under all conditions
+The same answers of the toy model both ways, in one process: test prompts, and harmful ones under all conditions
 of pressure. `generate` is given each condition by itself, in batches of the same size.
 """
 
@@ -27,7 +27,8 @@ BATCH, LONGEST = 128, 32
 def main() -> None:
     """Both jobs, both ways."""
     parser = arguments(__doc__)
-    parser.add_argument("--prompts", type=int, default=480, help="of each kind")
+    parser.add_argument("--prompts", type=int, default=160, help="of each kind")
+    parser.set_defaults(repeats=3)
     options = parser.parse_args()
     if options.smoke:
         options.prompts, options.repeats = 3, 1
