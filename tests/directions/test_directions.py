@@ -149,6 +149,15 @@ def test_a_round_trip_keeps_places_and_every_bit(tmp_path):
         assert read[name].vector.numpy().tobytes() == direction.vector.numpy().tobytes()
 
 
+def test_the_same_directions_are_the_same_bytes(tmp_path):
+    """Also in another process: safetensors keeps metadata in a map whose order changes with every call."""
+    directions = {f"d{i}": Direction(random(2, seed=i), -i - 1, i) for i in range(8)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(8)]
+    for path, order in zip(files, (directions, dict(reversed(directions.items()))) * 4, strict=True):
+        save_directions(path, order)
+    assert len({path.read_bytes() for path in files}) == 1
+
+
 def test_a_slice_of_a_stack_is_saved_without_the_stack(tmp_path):
     """The published code saved a view with its whole storage."""
     stack = random(5, 18, 256)

@@ -1,5 +1,6 @@
 """Directions of the residual stream: difference in means, partial orthogonalization, files."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,10 @@ def cosine(one: Tensor, two: Tensor) -> float:
 
 def save_directions(path: Path, directions: Mapping[str, Direction]) -> None:
     """Write named directions to one safetensors file, atomically."""
-    metadata = {name: f"{direction.position},{direction.layer}" for name, direction in directions.items()}
+    places = {name: [direction.position, direction.layer] for name, direction in directions.items()}
+    # One key: safetensors writes several in an order that changes from process to process, and a run repeated or shared
+    # between processes must leave the same bytes.
+    metadata = {"places": json.dumps(places, sort_keys=True)}
     tensors = {name: direction.vector.contiguous().clone() for name, direction in directions.items()}
     write_bytes(path, save(tensors, metadata=metadata))
 
@@ -82,13 +86,13 @@ def load_directions(path: Path) -> dict[str, Direction]:
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            places = file.metadata() or {}
+            places = json.loads((file.metadata() or {})["places"])
             result = {}
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                position, layer = (int(part) for part in places[name].split(","))
+                position, layer = (int(part) for part in places[name])
                 result[name] = Direction(file.get_tensor(name), position, layer)
             return result
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(
             f"cannot read directions from {path}: {error}. Run the `demur calibrate` command of this folder again."
         ) from error
