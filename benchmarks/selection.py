@@ -287,7 +287,7 @@ def main() -> None:
     result = Result("Selection of the refusal direction", COLUMNS)
     for shape in options.shapes.split(","):
         measure(make_case(shape, 32 if options.full else options.prompts), result, options)
-    finish(result, options)
+        finish(result, options)  # after each, as the largest takes most of an hour
 
 
 if __name__ == "__main__":

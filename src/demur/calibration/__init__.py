@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from demur.calibration._corrected import correct_run
     from demur.calibration._evaluate import evaluate, load_operating_point
     from demur.calibration._export import export
+    from demur.calibration._found import FoundDirection, refusal_direction_of
     from demur.calibration._selection import (
         ScoreRow,
         ScoreTable,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibrationSettings",
+    "FoundDirection",
     "ScoreRow",
     "ScoreTable",
     "Selection",
@@ -37,6 +39,7 @@ __all__ = [
     "load_operating_point",
     "method_names",
     "read_score_table",
+    "refusal_direction_of",
     "refusal_stability",
     "select_refusal_direction",
     "settings_of",
@@ -56,6 +59,8 @@ __getattr__, __dir__ = lazy_names(
         "correct_run": "demur.calibration._corrected",
         "evaluate": "demur.calibration._evaluate",
         "export": "demur.calibration._export",
+        "FoundDirection": "demur.calibration._found",
+        "refusal_direction_of": "demur.calibration._found",
         "load_operating_point": "demur.calibration._evaluate",
         "method_names": "demur.calibration._compare_methods",
         "read_score_table": "demur.calibration._selection",

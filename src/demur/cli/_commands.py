@@ -50,7 +50,7 @@ from demur.cli._options import (
     numbers,
 )
 from demur.records import RunFolder, Summary
-from demur.reports import write_reports
+from demur.reports import write_pages, write_reports
 
 
 class Format(StrEnum):
@@ -274,13 +274,15 @@ def inspect(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, an audit, a drift, a suite or a gate.")],
     as_json: Json = False,
 ) -> int:
-    """Rebuild report.html and report.md from the records; loads no model."""
+    """Rebuild the report, as HTML and as markdown, from the records; loads no model."""
     out = Out(as_json=as_json)
-    html, markdown = write_reports(run)
-    out.say(f"report: {html}")
+    pages = write_pages(run)
+    html, markdown = pages[0] if pages and not RunFolder(run).summary.exists() else write_reports(run)
+    for each in dict.fromkeys((html, *(page for page, _ in pages))):
+        out.say(f"report: {each}")
     out.json({"html": str(html), "markdown": str(markdown)})
     return 0
 

@@ -1,7 +1,8 @@
-"""Records in, documents out: `report.html` and `report.md` of one run folder. Needs no torch and no model."""
+"""Records in, documents out: the report of a run, the pages of assurance. Needs no torch and no model."""
 
 from demur.reports._corrected import corrected_lines
 from demur.reports._methods import methods_tables, write_methods_report
+from demur.reports._pages import write_pages
 from demur.reports._tables import Cell, SummaryRow, Table, summary_table
 from demur.reports._write import write_reports
 
@@ -13,5 +14,6 @@ __all__ = [
     "methods_tables",
     "summary_table",
     "write_methods_report",
+    "write_pages",
     "write_reports",
 ]
