@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from cli_runs import LENIENT, prompt_files
 
+from demur.cli import _helpers
+from demur.cli._helpers import helped
+from demur.errors import ModelError
 from demur.testing import TOY_MODEL
 
 RECORDS = ("completions.jsonl", "scores.jsonl", "score_pieces.jsonl", "candidates.json", "mechanism.json")
@@ -60,3 +64,44 @@ def test_a_command_that_shares_nothing_runs_once():
     called = launched(2, "prompts", "list", "--json")
     assert called.returncode == 0
     json.loads(called.stdout)
+
+
+def test_helpers_of_its_own_change_nothing(runs, tmp_path):
+    """As `demur demo` starts them: the run is that of one process."""
+    one, _ = runs[1]
+    words = ["calibrate", TOY_MODEL, *map(str, prompt_files(tmp_path)), "--out", str(tmp_path / "run"), *LENIENT]
+    program = (
+        "import sys; from demur.cli import main; from demur.cli._helpers import helped\n"
+        "with helped(1, sys.argv[1:]): main(sys.argv[1:])\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    called = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "another process" not in called.stderr
+    for name in (*RECORDS, *TENSORS):
+        assert (one / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
+
+
+def test_helpers_that_do_not_come_are_said_and_ended(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(_helpers, "_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(_helpers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    before = dict(os.environ)
+    with pytest.raises(ModelError, match="the 2 processes did not find one another"), helped(1, ["prompts", "list"]):
+        raise AssertionError("it went on alone")
+    assert dict(os.environ) == before
+    assert [each.poll() is not None for each in started] == [True]
+
+
+def test_under_a_launcher_no_helpers_are_started(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(_helpers.subprocess, "Popen", None)
+    with helped(1, ["demo"]):
+        assert os.environ["WORLD_SIZE"] == "2"

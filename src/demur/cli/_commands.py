@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from demur.cli._console import Out
+from demur.cli._helpers import helped, usable_cores
 from demur.cli._options import (
     EXIT_CODES,
     BatchSize,
@@ -330,21 +331,28 @@ def select(
 @app.command()
 def demo(
     run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")] = Path("demur-demo"),
+    processes: Annotated[int, typer.Option(help="Processes that share the work; 0: one for each core, up to 4.")] = 0,
     as_json: Json = False,
 ) -> int:
     """The whole main job on the shipped toy chat model: find, calibrate, prove, export, report."""
-    import torch
+    helpers = (processes or min(4, usable_cores())) - 1
+    with helped(0 if RunFolder(run).summary.exists() else helpers, ["demo", "--out", str(run)]):
+        import torch
 
-    from demur.calibration import calibrate as run_calibration
+        from demur.calibration import calibrate as run_calibration
+        from demur.models import world
+        from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
+
+        # The toy is all overhead: a second thread saves little, and waits long where other programs run.
+        torch.set_num_threads(1)
+        out = Out(as_json=as_json)
+        chat = load_toy_chat_model()
+        with out.progress().running() as progress:
+            summary = run_calibration(chat, toy_prompt_sets(), out=run, settings=toy_settings(), progress=progress)
+        if not world().is_first:
+            return 0
     from demur.calibration import export as run_export
-    from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
 
-    # The toy is all overhead: a second thread saves little, and waits long where other programs run.
-    torch.set_num_threads(1)
-    out = Out(as_json=as_json)
-    chat = load_toy_chat_model()
-    with out.progress().running() as progress:
-        summary = run_calibration(chat, toy_prompt_sets(), out=run, settings=toy_settings(), progress=progress)
     if summary.gate is not None and summary.gate.decision == "pass":
         adapter = run.with_name(run.name + "-adapter")
         if not adapter.exists():

@@ -22,7 +22,7 @@ from demur.errors import DemurError
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 COMMANDS = (_capability, _commands, _compare, _judge, _power, _prompts)
 """Importing a module of commands registers them."""
-SHARED = ("calibrate", "evaluate", "compare-methods")
+SHARED = ("calibrate", "evaluate", "compare-methods", "demo")
 """Commands whose forward passes several processes share."""
 EXIT_BUG = 1
 EXIT_USAGE = 2

@@ -58,14 +58,18 @@ class _Joined:
 _joined = _Joined()
 
 
-def join_processes() -> World:
+def join_processes(patience: timedelta = _PATIENCE) -> World:
     """Share work with the other processes that `torchrun` or `accelerate launch` started; alone, nothing happens.
 
     All of them must then make the same calls. That is why it is asked for, and not taken from the environment
     unasked: in a training job, a call from its first process alone would wait for the others for ever.
 
+    Args:
+        patience: how long to wait for the others to come.
+
     Raises:
         InputError: the launcher's variables are there, but not all of them or not as numbers.
+        ModelError: the others did not come.
     """
     given = [name for name in _VARIABLES if os.environ.get(name)]
     if _joined.group is not None or "WORLD_SIZE" not in given or os.environ["WORLD_SIZE"] == "1":
@@ -78,7 +82,10 @@ def join_processes() -> World:
             "--nproc-per-node N -m demur ..., or unset WORLD_SIZE."
         )
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            dist.init_process_group("gloo", timeout=patience)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"the {os.environ['WORLD_SIZE']} processes did not find one another: {error}") from error
     # A group of its own: that of a program that calls us may be one of GPUs, and what is exchanged here lies in memory.
     _joined.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     return world()
