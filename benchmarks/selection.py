@@ -1,12 +1,13 @@
 """Selecting the refusal direction: ours against a naive sweep written from the paper, and against a floor.
 
-    python benchmarks/selection.py --shapes toy,125m,0.5b            # 8 validation prompts of each kind
+    python benchmarks/selection.py --shapes toy,125m,0.5b            # 16 validation prompts of each kind
     python benchmarks/selection.py --shapes 0.5b --full              # 32 prompts, and every naive candidate
 
 Same model, prompts, candidates and limits. The naive sweep is that of the published pipeline: bypass, induce and KL of
 every candidate of every layer, one candidate at a time, 32 prompts in a batch, logits of all positions in float64.
 Unless --full is given it is timed on a random sample of its candidates and multiplied. The floor replays the forward
-passes that ours ran (rows, tokens, first block) on the bare model: no hooks, no cache, no scores.
+passes that ours ran (rows, tokens, first block) on the bare model: no hooks, no cache, no scores; every third of them
+where they are many, multiplied by their work.
 
 Random weights refuse nothing. So a refusal token is planted (its row of the output head is fitted to prompts), and the
 limits are set at quantiles of scores on two prompts, so that induce removes about seven in ten candidates and KL about
@@ -60,6 +61,7 @@ TEMPLATE = (
 COLUMNS = ("model", "what", "seconds", "tokens x layers", "candidates")
 INDUCE_SHARE, KL_SHARE = 0.7, 0.3
 N_TRAIN = 24
+MANY_PASSES = 60
 
 
 @dataclass
@@ -161,8 +163,12 @@ def replay(chat: ChatModel, passes: list[tuple[int, int, int]]) -> float:
     """Seconds of the same passes on the bare model."""
     bare = PartialForward(chat)
     bare.block_inputs([[1, 2]], [])
+    replayed = passes[::3] if len(passes) > MANY_PASSES else passes
+    work, done = (
+        sum(rows * tokens * (chat.n_layers - first) for rows, tokens, first in each) for each in (passes, replayed)
+    )
     start = time.perf_counter()
-    for rows, tokens, first in passes:
+    for rows, tokens, first in replayed:
         batch = {"input_ids": torch.ones(rows, tokens, dtype=torch.long)}
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         if first:
@@ -171,7 +177,7 @@ def replay(chat: ChatModel, passes: list[tuple[int, int, int]]) -> float:
                 chat.next_token_logits(batch, check=False)
         else:
             chat.next_token_logits(batch, check=False)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) * work / done
 
 
 def ours(case: Case) -> tuple[float, list[ScoreRow]]:
@@ -277,10 +283,10 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--shapes", default="toy,125m,0.5b", help=f"of: toy, {', '.join(SHAPES)}")
-    parser.add_argument("--prompts", type=int, default=8, help="validation prompts of each kind")
-    parser.add_argument("--sample", type=int, default=6, help="candidates of the naive sweep that are timed")
+    parser.add_argument("--prompts", type=int, default=16, help="validation prompts of each kind")
+    parser.add_argument("--sample", type=int, default=4, help="candidates of the naive sweep that are timed")
     parser.add_argument("--full", action="store_true", help="32 prompts, and the whole naive sweep")
-    parser.set_defaults(repeats=3)
+    parser.set_defaults(repeats=2)
     options = parser.parse_args()
     if options.smoke:
         options.shapes, options.prompts, options.sample, options.repeats = "tiny", 4, 2, 1
