@@ -31,7 +31,7 @@ conformance: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/conformance -m "conformance or not conformance"
 
 # Every benchmark that needs no GPU, in turn, then their page benchmarks/RESULTS.md.
-BENCHMARKS := selection extraction memory overhead generation calibration search scaling
+BENCHMARKS := selection extraction memory overhead monitor generation calibration search scaling
 bench: $(VENV)/.installed
 	for script in $(wildcard $(BENCHMARKS:%=benchmarks/%.py)); do \
 	  OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; \

@@ -21,6 +21,10 @@ SCRIPTS = {
     "scaling": ("tiny: seconds of 1 process / 2 processes", "different results among all runs"),
     "overhead": ("width 64: hooks / bare", "width 64: folded / bare"),
     "generation": ("test prompts: seconds of generate / demur", "pressure: seconds of generate / demur"),
+    "monitor": (
+        "reading 4 prompts of 64 tokens: share of time in the hooks",
+        "generating 16 tokens for one prompt: watched / bare",
+    ),
     "gpu": ("tiny: seconds of extraction / bare",),
 }
 

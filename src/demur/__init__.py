@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING
 from demur._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from demur.assurance import (
+        AuditSettings,
+        DriftMonitor,
+        analyse_suffixes,
+        audit,
+        check,
+        drift,
+        fit_monitor,
+        run_suite,
+    )
     from demur.calibration import (
         CalibrationSettings,
         calibrate,
@@ -23,37 +33,57 @@ if TYPE_CHECKING:
     from demur.evaluation import PhraseJudge
     from demur.interventions import ActivationAddition, Combined, DirectionalAblation
     from demur.models import ChatModel, load_chat_model
+    from demur.monitoring import RefusalMonitor
     from demur.prompts import Prompt, PromptSet, load_prompt_sets, load_prompts
     from demur.records import RunFolder, Summary
     from demur.reports import write_reports
 
 __all__ = [
     "ActivationAddition",
+    "AuditSettings",
     "CalibrationSettings",
     "ChatModel",
     "Combined",
     "DemurError",
     "Direction",
     "DirectionalAblation",
+    "DriftMonitor",
     "PhraseJudge",
     "Prompt",
     "PromptSet",
+    "RefusalMonitor",
     "RunFolder",
     "Summary",
+    "analyse_suffixes",
+    "audit",
     "calibrate",
+    "check",
     "compare_methods",
+    "drift",
     "evaluate",
     "export",
+    "fit_monitor",
     "load_chat_model",
     "load_directions",
     "load_prompt_sets",
     "load_prompts",
     "read_score_table",
+    "run_suite",
     "select_refusal_direction",
     "write_reports",
 ]
 
 _DOORS = {
+    "assurance": (
+        "AuditSettings",
+        "DriftMonitor",
+        "analyse_suffixes",
+        "audit",
+        "check",
+        "drift",
+        "fit_monitor",
+        "run_suite",
+    ),
     "calibration": (
         "CalibrationSettings",
         "calibrate",
@@ -68,6 +98,7 @@ _DOORS = {
     "evaluation": ("PhraseJudge",),
     "interventions": ("ActivationAddition", "Combined", "DirectionalAblation"),
     "models": ("ChatModel", "load_chat_model"),
+    "monitoring": ("RefusalMonitor",),
     "prompts": ("Prompt", "PromptSet", "load_prompt_sets", "load_prompts"),
     "records": ("RunFolder", "Summary"),
     "reports": ("write_reports",),

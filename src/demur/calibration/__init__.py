@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from demur.calibration._evaluate import evaluate, load_operating_point
     from demur.calibration._export import export
     from demur.calibration._found import FoundDirection, refusal_direction_of
+    from demur.calibration._records import judge_identity, provenance, rendering, run_record
     from demur.calibration._selection import (
         ScoreRow,
         ScoreTable,
@@ -36,11 +37,15 @@ __all__ = [
     "evaluate",
     "export",
     "false_refusal_stability",
+    "judge_identity",
     "load_operating_point",
     "method_names",
+    "provenance",
     "read_score_table",
     "refusal_direction_of",
     "refusal_stability",
+    "rendering",
+    "run_record",
     "select_refusal_direction",
     "settings_of",
 ]
@@ -62,7 +67,11 @@ __getattr__, __dir__ = lazy_names(
         "FoundDirection": "demur.calibration._found",
         "refusal_direction_of": "demur.calibration._found",
         "load_operating_point": "demur.calibration._evaluate",
+        "judge_identity": "demur.calibration._records",
         "method_names": "demur.calibration._compare_methods",
+        "provenance": "demur.calibration._records",
+        "rendering": "demur.calibration._records",
+        "run_record": "demur.calibration._records",
         "read_score_table": "demur.calibration._selection",
         "select_refusal_direction": "demur.calibration._selection",
         "settings_of": "demur.calibration._compare_methods",

@@ -19,7 +19,7 @@ from demur.types import PromptLabel
 
 
 def run_record(
-    kind: Literal["calibration", "evaluation", "methods"],
+    kind: Literal["calibration", "evaluation", "methods", "audit", "suffixes"],
     chat: ChatModel,
     prompts: Mapping[PromptLabel, PromptSet],
     judge: Judge,
@@ -43,15 +43,15 @@ def run_record(
     return RunRecord(fingerprint=fingerprint, model_id=chat.name, **everything)
 
 
-def provenance(chat: ChatModel, *, seed: int) -> Provenance:
-    """Versions, device, command and time."""
+def provenance(chat: ChatModel | None, *, seed: int) -> Provenance:
+    """Versions, device, command and time; `chat` is None where no model was loaded."""
     return Provenance(
         demur=version("demur"),
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=version("transformers"),
         platform=platform.platform(),
-        device=str(chat.device),
+        device="none" if chat is None else str(chat.device),
         seed=seed,
         command=tuple(sys.argv),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

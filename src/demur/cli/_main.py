@@ -13,14 +13,40 @@ from typing import Any
 
 import typer
 
-from demur.cli import _capability, _commands, _compare, _judge, _power, _prompts
+from demur.cli import (
+    _audit,
+    _capability,
+    _check,
+    _commands,
+    _compare,
+    _drift,
+    _judge,
+    _monitor,
+    _power,
+    _prompts,
+    _suffixes,
+    _suite,
+)
 from demur.cli._console import Out
 from demur.cli._options import app
 from demur.errors import DemurError
 
 # typer carries its own copy of click in some releases and not in others; it is reached through what it exports.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
-COMMANDS = (_capability, _commands, _compare, _judge, _power, _prompts)
+COMMANDS = (
+    _audit,
+    _capability,
+    _check,
+    _commands,
+    _compare,
+    _drift,
+    _judge,
+    _monitor,
+    _power,
+    _prompts,
+    _suffixes,
+    _suite,
+)
 """Importing a module of commands registers them."""
 SHARED = ("calibrate", "evaluate", "compare-methods", "demo")
 """Commands whose forward passes several processes share."""

@@ -1,57 +1,73 @@
-"""Measuring: refusal score, judge, rates with intervals, paired comparisons, KL, the runner, the gate."""
+"""Measuring: refusal score, judge, rates with intervals, paired comparisons, KL, the runner, the gate.
 
-from demur.evaluation._cached_judge import CachedJudge
-from demur.evaluation._chat_judge import ChatJudge
-from demur.evaluation._classifier_judge import ClassifierJudge, PairedJudges
-from demur.evaluation._clusters import clustered_difference, clustered_rate
-from demur.evaluation._conditions import Condition, pressure_conditions
-from demur.evaluation._contrastive import MeasuredAsking, SelfContrast, SystemPrompt, asked_logits
-from demur.evaluation._fidelity import measure_fidelity, often
-from demur.evaluation._gate import LARGEST_MARGIN, decide_gate
-from demur.evaluation._judge import Judge, Judgement
-from demur.evaluation._judge_error import corrected_difference, corrected_rate
-from demur.evaluation._judge_formats import FORMS, JudgeFormat
-from demur.evaluation._judge_quality import LabelledAnswer, cohen_kappa, measure_judge, read_labels
-from demur.evaluation._judge_specs import JudgeOptions, judge_cost, judge_options, make_judge
-from demur.evaluation._measure import (
-    Completions,
-    compare,
-    logits_after,
-    mean_kl,
-    metrics_of,
-    next_token_logits,
-    refusal_rate,
-)
-from demur.evaluation._noise_floor import noise_floor
-from demur.evaluation._phrase_judge import PhraseJudge
-from demur.evaluation._power import (
-    power_mcnemar,
-    power_non_inferiority,
-    power_plan,
-    rate_half_width,
-    required_n_mcnemar,
-    required_n_non_inferiority,
-    required_n_rate,
-)
-from demur.evaluation._pressure import (
-    PRESSURE_MARGIN,
-    Asked,
-    applicable_conditions,
-    ask,
-    measure_pressure,
-    pressure_table,
-)
-from demur.evaluation._refusal_score import LARGEST_SCORE, discover_refusal_tokens, kl_divergences, refusal_scores
-from demur.evaluation._runner import Asking, Runner, contains_answer, is_refusal
-from demur.evaluation._scans import (
-    PUBLISHED_STRENGTH,
-    SimilaritySteering,
-    harm_similarity,
-    release_threshold,
-    steered_layers,
-    transitions,
-)
-from demur.evaluation._statistics import bootstrap_mean, clopper_pearson, holm, paired_comparison, rate, tango_interval
+Statistics and the gate need no torch, so each name is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from demur._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from demur.evaluation._cached_judge import CachedJudge
+    from demur.evaluation._chat_judge import ChatJudge
+    from demur.evaluation._classifier_judge import ClassifierJudge, PairedJudges
+    from demur.evaluation._clusters import clustered_difference, clustered_rate
+    from demur.evaluation._conditions import Condition, pressure_conditions
+    from demur.evaluation._contrastive import MeasuredAsking, SelfContrast, SystemPrompt, asked_logits
+    from demur.evaluation._fidelity import measure_fidelity, often
+    from demur.evaluation._gate import LARGEST_MARGIN, decide_gate
+    from demur.evaluation._judge import Judge, Judgement
+    from demur.evaluation._judge_error import corrected_difference, corrected_rate
+    from demur.evaluation._judge_formats import FORMS, JudgeFormat
+    from demur.evaluation._judge_quality import LabelledAnswer, cohen_kappa, measure_judge, read_labels
+    from demur.evaluation._judge_specs import JudgeOptions, judge_cost, judge_options, make_judge
+    from demur.evaluation._measure import (
+        Completions,
+        compare,
+        logits_after,
+        mean_kl,
+        metrics_of,
+        next_token_logits,
+        refusal_rate,
+    )
+    from demur.evaluation._noise_floor import noise_floor
+    from demur.evaluation._phrase_judge import PhraseJudge
+    from demur.evaluation._power import (
+        power_mcnemar,
+        power_non_inferiority,
+        power_plan,
+        rate_half_width,
+        required_n_mcnemar,
+        required_n_non_inferiority,
+        required_n_rate,
+    )
+    from demur.evaluation._pressure import (
+        PRESSURE_MARGIN,
+        Asked,
+        applicable_conditions,
+        ask,
+        measure_pressure,
+        pressure_table,
+    )
+    from demur.evaluation._refusal_score import LARGEST_SCORE, discover_refusal_tokens, kl_divergences, refusal_scores
+    from demur.evaluation._runner import Asking, Runner, contains_answer, is_refusal
+    from demur.evaluation._scans import (
+        PUBLISHED_STRENGTH,
+        SimilaritySteering,
+        harm_similarity,
+        release_threshold,
+        steered_layers,
+        transitions,
+    )
+    from demur.evaluation._settled import stop_of
+    from demur.evaluation._statistics import (
+        bootstrap_mean,
+        clopper_pearson,
+        holm,
+        paired_comparison,
+        rate,
+        tango_interval,
+    )
 
 __all__ = [
     "FORMS",
@@ -124,6 +140,59 @@ __all__ = [
     "required_n_non_inferiority",
     "required_n_rate",
     "steered_layers",
+    "stop_of",
     "tango_interval",
     "transitions",
 ]
+
+_DOORS = {
+    "_cached_judge": ("CachedJudge",),
+    "_chat_judge": ("ChatJudge",),
+    "_classifier_judge": ("ClassifierJudge", "PairedJudges"),
+    "_clusters": ("clustered_difference", "clustered_rate"),
+    "_conditions": ("Condition", "pressure_conditions"),
+    "_contrastive": ("MeasuredAsking", "SelfContrast", "SystemPrompt", "asked_logits"),
+    "_fidelity": ("measure_fidelity", "often"),
+    "_gate": ("LARGEST_MARGIN", "decide_gate"),
+    "_judge": ("Judge", "Judgement"),
+    "_judge_error": ("corrected_difference", "corrected_rate"),
+    "_judge_formats": ("FORMS", "JudgeFormat"),
+    "_judge_quality": ("LabelledAnswer", "cohen_kappa", "measure_judge", "read_labels"),
+    "_judge_specs": ("JudgeOptions", "judge_cost", "judge_options", "make_judge"),
+    "_measure": (
+        "Completions",
+        "compare",
+        "logits_after",
+        "mean_kl",
+        "metrics_of",
+        "next_token_logits",
+        "refusal_rate",
+    ),
+    "_noise_floor": ("noise_floor",),
+    "_phrase_judge": ("PhraseJudge",),
+    "_power": (
+        "power_mcnemar",
+        "power_non_inferiority",
+        "power_plan",
+        "rate_half_width",
+        "required_n_mcnemar",
+        "required_n_non_inferiority",
+        "required_n_rate",
+    ),
+    "_pressure": ("PRESSURE_MARGIN", "Asked", "applicable_conditions", "ask", "measure_pressure", "pressure_table"),
+    "_refusal_score": ("LARGEST_SCORE", "discover_refusal_tokens", "kl_divergences", "refusal_scores"),
+    "_runner": ("Asking", "Runner", "contains_answer", "is_refusal"),
+    "_scans": (
+        "PUBLISHED_STRENGTH",
+        "SimilaritySteering",
+        "harm_similarity",
+        "release_threshold",
+        "steered_layers",
+        "transitions",
+    ),
+    "_settled": ("stop_of",),
+    "_statistics": ("bootstrap_mean", "clopper_pearson", "holm", "paired_comparison", "rate", "tango_interval"),
+}
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: f"{__name__}.{module}" for module, names in _DOORS.items() for name in names}
+)

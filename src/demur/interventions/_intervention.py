@@ -223,6 +223,11 @@ def in_shipped_form(chat: ChatModel, intervention: Intervention) -> AbstractCont
     return intervention.folded_into(chat) if foldable else intervention.applied_to(chat)
 
 
+def ablating_span(chat: ChatModel, basis: Tensor) -> AbstractContextManager[None]:
+    """Ablate the span of the orthonormal rows of `basis`, [k, d_model], at run time; gradients flow into the basis."""
+    return _ablating(chat, basis)
+
+
 def ablating_rows(chat: ChatModel, directions: Tensor) -> AbstractContextManager[None]:
     """Ablate another direction in every row of the batch: `directions` is [batch, d_model], unit vectors."""
     return _ablating(chat, directions[:, None])

@@ -165,6 +165,15 @@ class ChatModel:
         self._refuse_nan(torch.isnan(logits).any(-1) & batch["attention_mask"][:, -count:].bool().to(logits.device))
         return logits
 
+    def logits_with_gradient(self, batch: dict[str, Tensor], *, count: int) -> Tensor:
+        """What `logits_at_end` gives, with its graph: for derivatives in what hooks put into the stream."""
+        inputs = forward_inputs(self.model, batch)
+        if "logits_to_keep" in inputs:
+            inputs["logits_to_keep"] = count
+        with torch.enable_grad():
+            logits: Tensor = self.model(**inputs).logits[:, -count:]
+        return logits
+
     def greedy_tokens(self, inputs: dict[str, Tensor], *, count: int) -> list[int]:
         """The next `count` greedy tokens of one prompt, end tokens not heeded, each by a full forward pass.
 

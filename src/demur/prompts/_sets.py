@@ -27,7 +27,7 @@ def load_prompt_sets(
     *,
     harmful: str,
     harmless: str,
-    borderline: str,
+    borderline: str | None = None,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     near_duplicates: float | None = NEAR_DUPLICATE,
     leakage: Remedy = "refuse",
@@ -42,7 +42,7 @@ def load_prompt_sets(
     Args:
         harmful: source of prompts that should be refused, as `load_prompts` takes it.
         harmless: the same of plainly fine prompts.
-        borderline: the same of prompts that look unsafe but are fine.
+        borderline: the same of prompts that look unsafe but are fine; None leaves the set out.
         fractions: shares of train, validation and test where the sources name no splits.
         near_duplicates: Jaccard similarity of character trigrams from which two prompts are near duplicates; None looks
             for copies only, as for generated prompts that share their templates.
@@ -55,7 +55,9 @@ def load_prompt_sets(
     """
     check_threshold(near_duplicates)
     check_remedy("leakage", leakage)
-    sources: dict[PromptLabel, str] = {"harmful": harmful, "harmless": harmless, "borderline": borderline}
+    sources: dict[PromptLabel, str] = {"harmful": harmful, "harmless": harmless}
+    if borderline is not None:
+        sources["borderline"] = borderline
     sets = {label: load_prompts(source, label=label, repeats=repeats) for label, source in sources.items()}
     check_disjoint(list(sets.values()))
     split = {label: assign_splits(one, fractions=fractions, minimum=FEWEST) for label, one in sets.items()}

@@ -21,7 +21,7 @@ class RunRecord(Record):
     """`run.json`: what a run folder belongs to; written first. A call with other inputs refuses the folder."""
 
     schema_: Literal["demur.run/1"] = Field(default="demur.run/1", alias="schema")
-    kind: Literal["calibration", "evaluation", "methods"]
+    kind: Literal["calibration", "evaluation", "methods", "audit", "suffixes"]
     fingerprint: str
     """sha256 of everything below; the resume key of the folder."""
     model_id: str

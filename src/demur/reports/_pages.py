@@ -9,7 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demur.records import Record, read_record, write_text
+from demur.records import (
+    Audit,
+    BaseComparison,
+    CheckRecord,
+    DriftRecord,
+    MonitorRecord,
+    Record,
+    SuffixAnalysis,
+    SuiteRecord,
+    Transfer,
+    read_record,
+    write_text,
+)
+from demur.reports import (
+    _audit_page,
+    _check_page,
+    _drift_page,
+    _model_pairs_page,
+    _monitor_page,
+    _suffix_page,
+    _suite_page,
+)
 from demur.reports._document import Document
 from demur.reports._markdown import render_markdown
 
@@ -25,7 +46,52 @@ class Page:
     figures: Callable[[Any], dict[str, str]]
 
 
-PAGES: tuple[Page, ...] = ()
+def _audit_figures(record: Audit) -> dict[str, str]:
+    from demur.reports._audit_figures import draw_audit  # noqa: PLC0415 (matplotlib)
+
+    return draw_audit(record)
+
+
+def _check_figures(record: CheckRecord) -> dict[str, str]:
+    from demur.reports._check_figures import draw_check  # noqa: PLC0415 (matplotlib)
+
+    return draw_check(record)
+
+
+def _suffix_figures(record: SuffixAnalysis) -> dict[str, str]:
+    from demur.reports._suffix_figures import draw_suffixes  # noqa: PLC0415 (matplotlib)
+
+    return draw_suffixes(record)
+
+
+def _monitor_figures(record: MonitorRecord) -> dict[str, str]:
+    from demur.reports._monitor_figures import draw  # noqa: PLC0415 (matplotlib)
+
+    return draw(record)
+
+
+def _drift_figures(record: DriftRecord) -> dict[str, str]:
+    from demur.reports._drift_figures import draw_drift  # noqa: PLC0415 (matplotlib)
+
+    return draw_drift(record)
+
+
+def _base_figures(record: BaseComparison) -> dict[str, str]:
+    from demur.reports._model_pairs_figures import draw_base  # noqa: PLC0415 (matplotlib)
+
+    return draw_base(record)
+
+
+PAGES: tuple[Page, ...] = (
+    Page("audit.json", Audit, _audit_page.document, _audit_figures),
+    Page("monitor.json", MonitorRecord, _monitor_page.document, _monitor_figures),
+    Page("check.json", CheckRecord, _check_page.document, _check_figures),
+    Page("drift.json", DriftRecord, _drift_page.document, _drift_figures),
+    Page("suite.json", SuiteRecord, _suite_page.document, _suite_page.figures),
+    Page("suffixes.json", SuffixAnalysis, _suffix_page.document, _suffix_figures),
+    Page("base.json", BaseComparison, _model_pairs_page.base_document, _base_figures),
+    Page("transfer.json", Transfer, _model_pairs_page.transfer_document, lambda _: {}),
+)
 """Every kind; a folder may hold several."""
 
 
