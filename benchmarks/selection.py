@@ -10,8 +10,8 @@ passes that ours ran (rows, tokens, first block) on the bare model: no hooks, no
 where they are many, multiplied by their work.
 
 Random weights refuse nothing. So a refusal token is planted (its row of the output head is fitted to prompts), and the
-limits are set at quantiles of scores on two prompts, so that induce removes about seven in ten candidates and KL about
-three in ten of the others, as in the published tables. Prompts and header are cut to the lengths that a subword
+limits are set at quantiles of scores on a few prompts, so that induce removes about seven in ten candidates and KL
+about three in ten of the others, as in the published tables. Prompts and header are cut to the lengths that a subword
 tokenizer would give (a header of 24 tokens is what Qwen 2.5's template has).
 """
 
@@ -60,6 +60,7 @@ TEMPLATE = (
 )
 COLUMNS = ("model", "what", "seconds", "tokens x layers", "candidates")
 INDUCE_SHARE, KL_SHARE = 0.7, 0.3
+KL_SAMPLE, KL_PROMPTS = 10, 6
 N_TRAIN = 24
 MANY_PASSES = 60
 
@@ -124,13 +125,22 @@ def _set(label: Any, texts: list[str]) -> PromptSet:
 
 
 def _limits(case: Case) -> dict[str, float]:
-    """Quantiles of the scores on two prompts."""
+    """Quantiles of the scores: induce on two prompts, KL on more of them and a sample of what induce leaves."""
+    rows = _loose_scores(case, case.candidates, 2)
+    minimum = sorted(row.induce or 0.0 for row in rows)[int(INDUCE_SHARE * len(rows))]
+    left = [row for row in rows if (row.induce or 0.0) >= minimum]
+    some = torch.zeros_like(case.candidates)  # a zero direction is never run
+    for row in random.Random(0).sample(left, min(KL_SAMPLE, len(left))):
+        some[row.position, row.layer] = case.candidates[row.position, row.layer]
+    kl = sorted(row.kl or 0.0 for row in _loose_scores(case, some, KL_PROMPTS))
+    return {"induce_minimum": minimum, "kl_limit": kl[int((1 - KL_SHARE) * len(kl))]}
+
+
+def _loose_scores(case: Case, candidates: Tensor, n_scored: int) -> list[ScoreRow]:
+    n_scored = min(n_scored, case.settings.n_scored)
     with tempfile.TemporaryDirectory() as folder:
-        loose = case.study(Path(folder), n_scored=2, induce_minimum=-100.0, kl_limit=1e9)
-        rows = [row for row in _score(loose, case.candidates) if row.kl]
-    induce = sorted(row.induce or 0.0 for row in rows)[int(INDUCE_SHARE * len(rows))]
-    left = sorted(row.kl or 0.0 for row in rows if (row.induce or 0.0) >= induce)
-    return {"induce_minimum": induce, "kl_limit": left[int((1 - KL_SHARE) * len(left))]}
+        loose = case.study(Path(folder), n_scored=n_scored, induce_minimum=-100.0, kl_limit=1e9)
+        return [row for row in _score(loose, candidates) if row.kl]
 
 
 # What is timed --------------------------------------------------------------------------------------------------------

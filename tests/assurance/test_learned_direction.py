@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from demur.assurance import _learned_direction
 from demur.assurance._audit_settings import AuditSettings
 from demur.assurance._audit_study import AuditStudy
 from demur.assurance._directions import Directions
 from demur.assurance._learned_direction import (
-    FLOOR,
     RETENTION,
     Prompts,
     Start,
@@ -49,26 +49,28 @@ def prompts_of(study):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
-def test_the_objective_is_the_one_written_down(tiny, family):
+def test_the_objective_is_the_one_written_down(tiny, family, monkeypatch):
     """Row by row, without padding, under the public intervention: max(R, floor) + retention * cross-entropy."""
     chat = tiny(family)
     study = tiny_study(chat)
     prompts = prompts_of(study)
-    basis = torch.linalg.qr(
-        torch.randn(chat.layout.d_model, 2, generator=torch.Generator().manual_seed(0)).double()
-    ).Q.T
-    loss = loss_of(study, attacked(study, basis, "subspace"), prompts)
+    basis = (
+        torch.linalg.qr(torch.randn(chat.layout.d_model, 2, generator=torch.Generator().manual_seed(0)))[0].double().T
+    )
     scores, nats = [], []
     with DirectionalAblation(basis).applied_to(chat), torch.no_grad():
         for tokens in prompts.harmful:
             p = float(chat.module(torch.tensor([tokens])).logits[0, -1].double().softmax(-1)[list(TOKENS)].sum())
-            scores.append(max(FLOOR, math.log(p + 1e-8) - math.log(1 - p + 1e-8)))
+            scores.append(math.log(p + 1e-8) - math.log(1 - p + 1e-8))
         for tokens, length in prompts.harmless:
             logs = chat.module(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
             first = len(tokens) - length
             nats += [-float(logs[at - 1, tokens[at]]) for at in range(first, len(tokens))]
-    wanted = sum(scores) / len(scores) + RETENTION * sum(nats) / len(nats)
-    assert loss.item() == pytest.approx(wanted, abs=1e-5)  # cross-entropy is in float32
+    for floor in (min(scores) - 1, sum(scores) / len(scores)):  # below all of them, and between them
+        monkeypatch.setattr(_learned_direction, "FLOOR", floor)
+        wanted = sum(max(floor, score) for score in scores) / len(scores) + RETENTION * sum(nats) / len(nats)
+        loss = loss_of(study, attacked(study, basis, "subspace"), prompts)
+        assert loss.item() == pytest.approx(wanted, abs=1e-5)  # cross-entropy is in float32
 
 
 @pytest.mark.parametrize("kind", ["subspace", "cone"])

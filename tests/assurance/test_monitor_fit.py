@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 from demur.assurance import Directions, MonitorSettings, fit_monitor
-from demur.assurance._monitor_probes import find_probes
+from demur.assurance._monitor_probes import _harm_reader, find_probes
 from demur.assurance._monitor_separation import separation
 from demur.calibration import CalibrationSettings
 from demur.directions import Direction
@@ -132,7 +133,8 @@ def test_thresholds_state_what_they_promise(fitted):
     for each in thresholds.values():
         assert set(each.n.values()) == {40}
         assert set(each.attained.values()) == {2 / 41}
-        assert all(each.bound[label] > each.rate >= each.attained[label] for label in each.n)
+        assert each.rate == 0.05
+        assert list(each.bound.values()) == pytest.approx([beta.ppf(0.95, 2, 39)] * len(each.n))
 
 
 def test_validation_prompts_raise_no_flag_more_often_than_promised(fitted):
@@ -246,6 +248,15 @@ def test_w_is_watched_where_there_is_one_and_borderline_prompts_to_scale_it(fitt
     assert "false_refusal" not in {probe.role for probe in probes}
     with pytest.raises(ModelError, match="there is nothing to monitor"):
         find_probes(chat, Directions(Direction(-unit, -1, layer), None, (), "by hand"), some, **options)
+
+
+def test_a_reader_of_nothing_is_not_taken_for_one_because_it_fits_its_own_prompts(fitted):
+    # Twice the same kind of prompts: a discriminant of 128 dimensions parts the 48 it was fitted on almost perfectly.
+    some = texts(fitted.prompts["harmless"], "train")
+    reader = _harm_reader(
+        fitted.chat, {"harmful": some[::2], "harmless": some[1::2]}, 2, batch_size=64, progress=SilentProgress()
+    )
+    assert reader.auroc < 0.65
 
 
 def test_a_guard_stops_the_suppressed_row_and_no_other(fitted):

@@ -2,7 +2,7 @@
 
 import json
 
-from cli_runs import call, error_of
+from cli_runs import SIZES, call, error_of, prompt_files
 
 from demur.records import Summary, read_record
 from demur.testing import TOY_MODEL
@@ -109,6 +109,19 @@ def test_evaluate_with_the_run(cli_run, tmp_path):
     assert found["metrics"] == calibrated["metrics"]
     assert found["gate"] == calibrated["gate"]
     assert called.code == cli_run.finished.code
+
+
+def test_evaluate_needs_test_prompts_only(tmp_path):
+    options = prompt_files(tmp_path)
+    for path in tmp_path.glob("*.jsonl"):
+        tests = [line for line in path.read_text().splitlines() if json.loads(line)["split"] == "test"]
+        path.write_text("\n".join(tests) + "\n")
+    short = ("--no-pressure", "--max-new-tokens", "12", "--batch-size", "32")
+    done = call("evaluate", TOY_MODEL, *options, "--out", tmp_path / "evaluation", *short, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["metrics"]["true_refusal_rate"]["before"]["n"] == SIZES["test"]
+    refused = call("calibrate", TOY_MODEL, *options, "--out", tmp_path / "run", *short)
+    assert refused.code == 2 and "32" in refused.err and "train" in refused.err
 
 
 def test_evaluate_without_a_run_has_no_gate_and_is_fine(cli_run, tmp_path):

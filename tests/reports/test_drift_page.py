@@ -33,8 +33,8 @@ MODEL = ModelIdentity(
 )  # fmt: skip
 REFERENCE = DriftReference(
     fingerprint="ef" * 32, model=MODEL, rendering=Rendering(), source="found from prompts",
-    place=Place(position=-1, layer=2), norm=5.0, tokens=(40, 41), probes={"harmful": ("aa",) * 9, "harmless": ("bb",) * 9},
-    falsely_refused=(),
+    place=Place(position=-1, layer=2), norm=5.0, tokens=(40, 41), falsely_refused=(),
+    probes={"harmful": ("aa",) * 9, "harmless": ("bb",) * 9},
 )  # fmt: skip
 PROVENANCE = Provenance(
     demur="0", python="3", torch="2", transformers="5", platform="x", device="cpu", seed=0, command=(),
@@ -91,7 +91,8 @@ def record(rows, decision):
 ERODED = record(
     [
         row("base", None, refused=100),
-        row("checkpoint-10", 10, tests=[check("gap", 0.97), check("score", 0.9), check("auroc", 0.0)], refused=100, before=100),
+        row("checkpoint-10", 10, tests=[check("gap", 0.97), check("score", 0.9), check("auroc", 0.0)],
+            refused=100, before=100),
         row("checkpoint-20", 20, tests=[check("gap", 0.9), check("score", 0.31, alarm=True), check("auroc", 0.0)],
             refused=60, before=100),
         row("checkpoint-30", 30, tests=[check("gap", 0.2, alarm=True), check("score", 0.1, alarm=True),
@@ -168,8 +169,8 @@ def test_the_page_is_written_with_a_ring_for_each_alarm(drawn, alarms, panels, t
     ((html, markdown),) = write_pages(tmp_path)
     text = html.read_text()
     svg = ElementTree.fromstring(re.search(r"<svg.*?</svg>", text, flags=re.DOTALL).group())
-    groups = [each.get("id") or "" for each in svg.iter("{http://www.w3.org/2000/svg}g")]
-    assert sum("alarm" in name for name in groups) == alarms
+    rings = [each.get("id") for each in svg.iter() if "alarm" in (each.get("id") or "")]
+    assert len(rings) == len(set(rings)) == alarms
     titles = [
         "Left of the first checkpoint, %", "Mean refusal score, log-odds", "AUROC of the frozen direction",
         "Prompts refused, %",

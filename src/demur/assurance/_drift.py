@@ -41,7 +41,7 @@ class DriftSettings:
     """Settings of a drift."""
 
     n_probes: int = 128
-    """Most test prompts of each kind whose projections and scores are read."""
+    """Most test prompts of each kind whose projections and scores are read; a reference that is there keeps its own."""
     batch_size: int = 64
     max_new_tokens: int = 128
     """Longest answer that is generated and judged."""
@@ -179,14 +179,6 @@ class _Job:
         return [self._measured(self._loaded(item), item, name, reference)]
 
     def _measured(self, chat: ChatModel, item: Item, name: str, reference: Reference) -> DriftCheckpoint:
-        model_hash = chat.identity.content_hash
-        for known in self.folder.checkpoints.read(DriftCheckpoint):
-            wanted = (
-                bool(known.verdicts) == self.settings.behaviour
-                and ((known.selected or known.selection_failed) is not None) == self.settings.reselect
-            )
-            if known.model_hash == model_hash and wanted:
-                return known.model_copy(update={"name": name})
         self.progress.start(f"reading {name}", 1)
         probe = probe_of(chat, self._needed(), reference, batch_size=self.settings.batch_size)
         step = _STEP.search("" if isinstance(item, ChatModel) else str(item).rstrip("/"))
@@ -197,7 +189,7 @@ class _Job:
         more = self._selection(chat) if self.settings.reselect else {}
         if self.settings.behaviour:
             more |= {"verdicts": self._verdicts(chat, name), "judge": judge_identity(self.judge)}
-        return checkpoint.model_copy(update={"model_hash": model_hash, **more})
+        return checkpoint.model_copy(update={"model_hash": chat.identity.content_hash, **more})
 
     def keep(self, checkpoints: Sequence[DriftCheckpoint]) -> None:
         """Write those that are not there, so that the folder can be merged with others as it is."""
@@ -205,8 +197,12 @@ class _Job:
         self.folder.checkpoints.append([each for each in checkpoints if each not in known])
 
     def _selection(self, chat: ChatModel) -> dict[str, object]:
-        if chat.identity.content_hash in self._selected:
-            return {"selected": self._selected[chat.identity.content_hash]}
+        model_hash = chat.identity.content_hash
+        if model_hash in self._selected:
+            return {"selected": self._selected[model_hash]}
+        for known in self.folder.checkpoints.read(DriftCheckpoint):
+            if known.model_hash == model_hash and (known.selected or known.selection_failed):
+                return {"selected": known.selected, "selection_failed": known.selection_failed}
         try:
             found = refusal_direction_of(
                 chat, self._needed(), settings=self._calibration_settings(), progress=self.progress
@@ -280,10 +276,12 @@ def _names(items: Sequence[Item]) -> list[str]:
 
 
 def _once(checkpoints: Sequence[DriftCheckpoint]) -> list[DriftCheckpoint]:
-    """Each checkpoint once, at its first place: several folders may hold the first one."""
+    """Each checkpoint once, at its first place: several folders may hold the first one, one of them with verdicts."""
     kept: dict[object, DriftCheckpoint] = {}
     for each in checkpoints:
-        kept.setdefault((each.source, each.model_hash or (each.name, each.step)), each)
+        key = each.source, each.model_hash or (each.name, each.step)
+        if key not in kept or (each.verdicts and not kept[key].verdicts):
+            kept[key] = each
     return list(kept.values())
 
 

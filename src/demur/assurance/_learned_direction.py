@@ -28,8 +28,8 @@ FLOOR = -6.0
 RETENTION = 3.0
 """Weight of the cross-entropy of the model's own harmless answers, nats per token."""
 AGREEMENT = 0.98
-"""Share of the tokens of those answers that must stay the likeliest ones, on validation prompts; less where ablating the
-refusal direction itself keeps less."""
+"""Share of the tokens of those answers that must stay the likeliest ones, on validation prompts; less where ablating
+the refusal direction itself keeps less."""
 _SLACK = 0.01
 _BATCH = 16
 _FIRST_TURN = 0.5
@@ -204,7 +204,7 @@ def measure_learned(study: AuditStudy) -> Learned:
     check = replace(check, least=min(AGREEMENT, known - _SLACK))
     direction = _best_start(study, unit, "direction", train, check)
     subspace = _best_start(study, direction.basis, "subspace", train, check)
-    cone = _best_start(study, direction.basis, "cone", train, check)
+    cone = _best_start(study, unit, "cone", train, check)
     study.progress.start("measuring learned directions", 2 * settings.n_test * 5)
     attacks: list[tuple[Kind, str, Start, Tensor]] = [("direction", "one direction", direction, direction.basis)]
     attacks += [("subspace", "two directions together", subspace, subspace.basis)]

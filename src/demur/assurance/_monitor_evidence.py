@@ -27,6 +27,8 @@ from demur.types import Progress, PromptLabel
 
 _LIKELY = 1.96
 """Quantile of the normal law for two-sided 95 %."""
+_DIGITS = 6
+"""Of the scores that are kept; their unit is the gap between harmful and harmless prompts."""
 _FEWEST = 3
 """Answers that a mean with an interval needs."""
 _WEAK = 0.9
@@ -89,7 +91,7 @@ def measured(measuring: Measuring, provenance: Provenance) -> MonitorEvidence:
         for population, some in readings.items()
     )
     scores: dict[MonitorPopulation, dict[MonitorScore, tuple[float, ...]]] = {
-        population: {name: tuple(reading.scores[name] for reading in some) for name in some[0].scores}
+        population: {name: tuple(round(reading.scores[name], _DIGITS) for reading in some) for name in some[0].scores}
         for population, some in readings.items()
     }
     separations = tuple(_separations(scores))

@@ -180,7 +180,7 @@ def evaluate(
     """Measure a model on test prompts without choosing anything; with --run, before and after its operating point."""
     from demur.calibration import CalibrationSettings
     from demur.calibration import evaluate as run_evaluation
-    from demur.prompts import load_prompt_sets
+    from demur.prompts import TESTED, load_prompt_sets
 
     settings = CalibrationSettings(
         margin=margin,
@@ -193,6 +193,7 @@ def evaluate(
         harmful=harmful,
         harmless=harmless,
         borderline=borderline,
+        minimum=TESTED,
         near_duplicates=near_duplicates(near),
         leakage=leakage.value,
         repeats=repeats.value,

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ class DriftWarning(UserWarning):
 class TimeShare:
     """Keeps an account of time: a cost is due as soon as all costs together stay below a share of the time passed.
 
+    What the next one will cost is taken from the dearest of the last three.
+
     Args:
         share: largest share, between 0 and 1.
         clock: gives seconds.
@@ -43,15 +46,16 @@ class TimeShare:
         self._started = clock()
         self.spent = 0.0
         """Seconds."""
-        self._last = 0.0
+        self._recent: deque[float] = deque(maxlen=3)
 
     def restart(self) -> None:
         """Begin counting now."""
-        self._started, self.spent, self._last = self._clock(), 0.0, 0.0
+        self._started, self.spent = self._clock(), 0.0
+        self._recent.clear()
 
     def due(self) -> bool:
-        """Whether one more cost like the last one would stay within the share."""
-        return self.spent + self._last <= self._share * (self._clock() - self._started)
+        """Whether one more cost would stay within the share."""
+        return self.spent + max(self._recent, default=0.0) <= self._share * (self._clock() - self._started)
 
     def charge(self, work: Callable[[], Measured]) -> Measured:
         """Do the work and put its time on the account."""
@@ -59,8 +63,8 @@ class TimeShare:
         try:
             return work()
         finally:
-            self._last = self._clock() - before
-            self.spent += self._last
+            self._recent.append(self._clock() - before)
+            self.spent += self._recent[-1]
 
     @property
     def taken(self) -> float:

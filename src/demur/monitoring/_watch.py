@@ -94,6 +94,7 @@ class Watch:
         if batches < 1:
             raise InputError(f"a watch keeps at least one batch; got batches={batches}.")
         self._located = Located(chat)
+        self._device = chat.device
         self._vectors = vectors
         self._row = row
         self._batches: deque[Batch] = deque(maxlen=batches)
@@ -150,10 +151,10 @@ class Watch:
             ids = torch.full((rows, width), -1)  # embeddings were given: no token is known
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < width:
-            mask = torch.ones(rows, width, device=ids.device)
+            mask = torch.ones(rows, width)
         batch = self._batch_of(_cache(kwargs, output), rows, width)
         # Copies: a step's ids and mask are views of all tokens so far, and keeping them all would grow as the square.
-        batch.append(ids.clone(), mask[:, -width:].clone(), values)
+        batch.append(ids.to(self._device, copy=True), mask[:, -width:].to(self._device, copy=True), values)
 
     def _batch_of(self, cache: Any, rows: int, width: int) -> Batch:
         """The batch that this pass goes on with, or a new one."""

@@ -15,6 +15,9 @@ from demur.types import PromptLabel, Split
 FEWEST: Mapping[Split, int] = {"train": 32, "validation": 16, "test": 20}
 """Fewest prompts of each set: a mean needs some tens; a gate on fewer than 20 test prompts could never decide."""
 
+TESTED: Mapping[Split, int] = {"test": FEWEST["test"]}
+"""The same where nothing is fitted or chosen."""
+
 DEFAULT_FRACTIONS = (0.25, 0.25, 0.5)
 _Z = 1.959964
 _MARGIN = 0.02
@@ -28,6 +31,7 @@ def load_prompt_sets(
     harmful: str,
     harmless: str,
     borderline: str | None = None,
+    minimum: Mapping[Split, int] = FEWEST,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     near_duplicates: float | None = NEAR_DUPLICATE,
     leakage: Remedy = "refuse",
@@ -43,6 +47,7 @@ def load_prompt_sets(
         harmful: source of prompts that should be refused, as `load_prompts` takes it.
         harmless: the same of plainly fine prompts.
         borderline: the same of prompts that look unsafe but are fine; None leaves the set out.
+        minimum: the fewest prompts of each split; `TESTED` where nothing is fitted or chosen.
         fractions: shares of train, validation and test where the sources name no splits.
         near_duplicates: Jaccard similarity of character trigrams from which two prompts are near duplicates; None looks
             for copies only, as for generated prompts that share their templates.
@@ -60,7 +65,7 @@ def load_prompt_sets(
         sources["borderline"] = borderline
     sets = {label: load_prompts(source, label=label, repeats=repeats) for label, source in sources.items()}
     check_disjoint(list(sets.values()))
-    split = {label: assign_splits(one, fractions=fractions, minimum=FEWEST) for label, one in sets.items()}
+    split = {label: assign_splits(one, fractions=fractions, minimum=minimum) for label, one in sets.items()}
     if leakage == "refuse":
         for one in split.values():
             check_splits(one, near_duplicates)
@@ -68,7 +73,7 @@ def load_prompt_sets(
     clean = {label: drop_leaks(one, near_duplicates) for label, one in split.items()}
     for label, one in clean.items():
         given = sets[label].prompts[0].split is not None
-        check_sizes(one, FEWEST, None if given else fractions, total=len(one))
+        check_sizes(one, minimum, None if given else fractions, total=len(one))
     return clean
 
 

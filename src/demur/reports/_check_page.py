@@ -94,19 +94,21 @@ def _sections(record: CheckRecord, whose: str) -> Iterator[Section]:
     for kind, name, title, words in _KINDS:
         rules = [rule for rule in record.rules if rule.kind == kind]
         if rules:
-            yield Section(name, title, words, figure=chart, tables=(_table(title, rules),))
+            yield Section(name, title, words, figure=chart, tables=(_table(rules),))
             chart = None
     if record.waivers:
         yield Section("waivers", "Waivers", tables=(_waivers(record),))
     yield Section("provenance", "What was checked", tables=(_provenance(record, whose),), terms=_TERMS)
 
 
-def _table(caption: str, rules: list[CheckRule]) -> Table:
+def _table(rules: list[CheckRule]) -> Table:
     rows = tuple(
         (Cell(rule.title, (rule.name,)), _decision(rule), _measured(rule), _limit(rule), Cell(rule.reason))
         for rule in rules
     )
-    return Table(f"{caption}: every rule.", ("rule", "decision", "measured", "limit", "why"), rows)
+    return Table(
+        "Every rule, with what was measured and its limit.", ("rule", "decision", "measured", "limit", "why"), rows
+    )
 
 
 def _decision(rule: CheckRule) -> Cell:

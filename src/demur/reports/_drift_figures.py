@@ -10,9 +10,14 @@ from matplotlib.ticker import MaxNLocator
 from demur.records import DriftRecord, DriftRow, DriftStatistic
 from demur.reports._drift_page import has_steps
 from demur.reports._svg import ACCENT, BORDERLINE, HARMFUL, HARMLESS, INK, MARK, MUTED, draw
+from demur.types import PromptLabel
 
 _WIDTH = 9.6
-_COLOURS = {"harmful": HARMFUL, "borderline": BORDERLINE, "harmless": HARMLESS}
+_COLOURS: dict[PromptLabel, str] = {"harmful": HARMFUL, "borderline": BORDERLINE, "harmless": HARMLESS}
+_LEFT: tuple[tuple[DriftStatistic, str, str], ...] = (
+    ("gap", "projection gap", ACCENT),
+    ("score", "refusal score", HARMFUL),
+)
 _BAR = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2}
 _LONGEST_NAME = 16
 Point = tuple[float, float, float, float]
@@ -65,7 +70,7 @@ def _across(axes: Any, record: DriftRecord, places: Sequence[float]) -> None:
 
 
 def _left_panel(axes: Any, record: DriftRecord, places: Sequence[float]) -> None:
-    for statistic, name, colour in (("gap", "projection gap", ACCENT), ("score", "refusal score", HARMFUL)):
+    for statistic, name, colour in _LEFT:
         _line(axes, _tested(record, places, statistic, first=1.0), colour, name, scale=100)
         _rings(axes, record, places, statistic, scale=100)
     cosines = [100 * row.cosine for row in record.rows]
@@ -85,9 +90,9 @@ def _auroc_panel(axes: Any, record: DriftRecord, places: Sequence[float]) -> Non
         if row.auroc is not None and row.auroc.low is not None and row.auroc.high is not None
     ]
     _line(axes, points, ACCENT, None)
-    for x, row in zip(places, record.rows, strict=True):
+    for index, (x, row) in enumerate(zip(places, record.rows, strict=True)):
         if "auroc" in row.alarms and row.auroc is not None:
-            _ring(axes, x, row.auroc.value)
+            _ring(axes, x, row.auroc.value, f"auroc-{index}")
     if points:
         axes.axhline(points[0][1] - record.rule.auroc_loss, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_title("AUROC of the frozen direction")
@@ -141,14 +146,14 @@ def _line(axes: Any, points: Sequence[Point], colour: str, name: str | None, *, 
 
 
 def _rings(axes: Any, record: DriftRecord, places: Sequence[float], statistic: DriftStatistic, *, scale: float) -> None:
-    for x, row in zip(places, record.rows, strict=True):
+    for index, (x, row) in enumerate(zip(places, record.rows, strict=True)):
         if statistic in row.alarms:
-            _ring(axes, x, scale * _estimate_of(row, statistic))
+            _ring(axes, x, scale * _estimate_of(row, statistic), f"{statistic}-{index}")
 
 
 def _estimate_of(row: DriftRow, statistic: DriftStatistic) -> float:
     return next(test.estimate.value for test in row.tests if test.statistic == statistic)
 
 
-def _ring(axes: Any, x: float, y: float) -> None:
-    axes.plot(x, y, "o", markersize=11, color=MARK, markerfacecolor="none", markeredgewidth=1.5, gid="alarm")
+def _ring(axes: Any, x: float, y: float, name: str) -> None:
+    axes.plot(x, y, "o", markersize=11, color=MARK, markerfacecolor="none", markeredgewidth=1.5, gid=f"alarm-{name}")

@@ -92,7 +92,7 @@ def _measured(record: MonitorRecord, evidence: MonitorEvidence) -> Iterator[Sect
         figure=Figure(
             "plane",
             "Scatter chart of test prompts: harm score upwards, refusal score to the right",
-            "One dot is one test prompt (at most 120 of a kind are drawn). Ordinary prompts lie along the diagonal; "
+            "One dot is one test prompt (at most 120 of a kind are drawn). Plain harmful and harmless prompts lie along the diagonal; "
             "above the dashed line and above one half, a prompt is flagged as suppressed.",
         ),
         tables=(_separation_table(evidence),),
@@ -152,7 +152,7 @@ def _plane_words(evidence: MonitorEvidence) -> tuple[str, ...]:
         words.append("Borderline prompts that are refused lie to the lower right: refusal without harm.")
     if evidence.planted_layer is not None:
         words.append(
-            "Of the kind that is called `r subtracted`, harmful prompts were read while the gap between harmful and "
+            "Of the kind that is called r subtracted, harmful prompts were read while the gap between harmful and "
             f"harmless ones was subtracted along r at the input of block {evidence.planted_layer}, in memory."
         )
     return (" ".join(words),)
@@ -267,6 +267,7 @@ def monitor_lines(record: MonitorRecord) -> tuple[str, ...]:
     lines = [page.verdict]
     if record.evidence is not None:
         table = _flag_table(record.thresholds, record.evidence)
+        lines.append(table.caption)
         for row in table.rows:
             shares = ", ".join(f"{kind} {cell}" for kind, cell in zip(table.columns[1:], row[1:], strict=True))
             lines.append(f"{row[0].text}: {shares}")
