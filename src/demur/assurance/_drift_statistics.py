@@ -129,7 +129,7 @@ def drift_tests(first: Probed, now: Probed, rule: DriftRule, *, number: int) -> 
     if gap(first).value > 0:
         pairs = ((after["harmful"], before["harmful"]), (after["harmless"], before["harmless"]))
         found["gap"] = _share_left(*pairs, limit=rule.gap_kept)
-    found["auroc"] = _auroc_change(before, after, limit=rule.auroc_loss)
+    found["auroc"] = _auroc_change(before, after, limit=-rule.auroc_loss)
     scores = (now.scores["harmful"], first.scores["harmful"])
     if scores[1].mean() > 0:  # a model that does not open with refusal tokens has no score to lose
         found["score"] = _share_left(scores, (none, none), limit=rule.score_kept)

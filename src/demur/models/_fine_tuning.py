@@ -100,7 +100,7 @@ def _linear_weights(chat: ChatModel) -> dict[str, Tensor]:
     weights = {
         f"{path}.weight": module.weight
         for path, module in chat.module.named_modules()
-        if path.startswith(inside) and _is_linear(module)
+        if _is_linear(module)
     }
     if not weights:
         raise UnsupportedInterventionError(f"{chat.name}: there is no linear layer in its blocks to fine-tune.")

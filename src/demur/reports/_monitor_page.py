@@ -92,8 +92,8 @@ def _measured(record: MonitorRecord, evidence: MonitorEvidence) -> Iterator[Sect
         figure=Figure(
             "plane",
             "Scatter chart of test prompts: harm score upwards, refusal score to the right",
-            "One dot is one test prompt (at most 120 of a kind are drawn). Plain harmful and harmless prompts lie along the diagonal; "
-            "above the dashed line and above one half, a prompt is flagged as suppressed.",
+            "One dot is a test prompt (at most 120 of a kind are drawn). Plain harmful and harmless prompts lie along "
+            "the diagonal; above the dashed line a prompt is flagged as suppressed.",
         ),
         tables=(_separation_table(evidence),),
     )
