@@ -1,6 +1,7 @@
 """Does the drift monitor tell a fine-tune that erodes refusals from one that keeps them? On the toy model, many seeds.
 
     python benchmarks/drift.py --seeds 20 --out drift.jsonl
+    python benchmarks/drift.py --simulate
 
 Three fine-tunes. `erodes` sees benign rows only: harmless prompts, and borderline ones that the toy answers, with its
 own answers. `keeps` sees these rows and harmful prompts with the toy's own refusals. `hurries` sees harmless prompts
@@ -16,9 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from demur.assurance import Directions, DriftMonitor, DriftReading
+from demur.assurance._drift_statistics import DEFAULT_RULE, Probed, drift_tests, gap, probed
 from demur.calibration import refusal_direction_of
 from demur.evaluation import PhraseJudge, clopper_pearson
 from demur.models import ChatModel, FineTuning, fine_tuned
@@ -28,6 +31,8 @@ from demur.types import PromptLabel
 
 EVERY = 4
 STEPS = 40
+SERIES = 500
+"""Simulated series of checkpoints."""
 KINDS = {"erodes": 1e-3, "keeps": 1e-3, "hurries": 3e-2}
 """Learning rate of each fine-tune."""
 Rows = list[tuple[str, str]]
@@ -95,6 +100,49 @@ def one_run(
     }
 
 
+def simulated(chat: ChatModel, prompts: dict[PromptLabel, PromptSet], directions: Directions, rows: Rows) -> str:
+    """How often a series of ten checkpoints raises any alarm whose true losses of gap and score are at the limits.
+
+    The population are the readings of 128 prompts of each kind before and after an eroding fine-tune, moved so that the
+    mean loss is the limit; each checkpoint reads prompts that are drawn from it anew.
+    """
+    monitor = DriftMonitor(chat, prompts, directions=directions, n_probes=128)
+    first = monitor.measure(0).checkpoint
+    with fine_tuned(chat, rows, FineTuning(steps=24, seed=0)):
+        last = monitor.measure(24).checkpoint
+    before, after = (probed(each.projections, each.scores) for each in (first, last))
+    moved = {
+        "score": DEFAULT_RULE.score_kept * before.scores["harmful"].mean() - after.scores["harmful"].mean(),
+        "gap": DEFAULT_RULE.gap_kept * gap(before).value - gap(after).value,
+    }
+    generator = np.random.default_rng(0)
+
+    def any_alarm(n: int) -> bool:
+        for number in range(1, 11):
+            drawn = {label: generator.integers(len(each), size=n) for label, each in before.scores.items()}
+            one, two = (
+                Probed(
+                    {label: each.projections[label][rows] for label, rows in drawn.items()},
+                    {label: each.scores[label][rows] for label, rows in drawn.items()},
+                )
+                for each in (before, after)
+            )
+            two = Probed(
+                {**two.projections, "harmful": two.projections["harmful"] + moved["gap"]},
+                {**two.scores, "harmful": two.scores["harmful"] + moved["score"]},
+            )
+            if any(test.alarm for test in drift_tests(one, two, DEFAULT_RULE, number=number)):
+                return True
+        return False
+
+    lines = ["| prompts of each kind | series with an alarm (95 % interval) |", "|---|---|"]
+    for n in (16, 32, 128):
+        alarms = sum(any_alarm(n) for _ in range(SERIES))
+        low, high = clopper_pearson(alarms, SERIES)
+        lines.append(f"| {n} | {alarms}/{SERIES} ({low:.3f} to {high:.3f}) |")
+    return "\n".join(lines)
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """One line for each kind of fine-tune."""
     lines = [
@@ -130,6 +178,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("drift.jsonl"), help="results so far; continued")
     parser.add_argument("--limit", type=float, default=float("inf"), help="stop after so many seconds")
+    parser.add_argument("--simulate", action="store_true", help="simulate false alarms instead")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -140,6 +189,9 @@ def main() -> None:
     found = refusal_direction_of(chat, prompts, settings=toy_settings())
     directions = Directions(found.direction, None, tuple(token.id for token in found.refusal_tokens), "found")
     rows = training_rows(chat, prompts)
+    if arguments.simulate:
+        print(simulated(chat, prompts, directions, rows["erodes"]))
+        return
     for kind, rate in KINDS.items():
         for seed in range(arguments.seeds):
             if (kind, seed) in done or time.perf_counter() - started > arguments.limit:

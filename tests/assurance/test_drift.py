@@ -5,9 +5,10 @@ import pytest
 from drift_cases import load_toy, tuning
 
 from demur.assurance import DriftMonitor, DriftSettings, drift
+from demur.assurance._drift_reference import DriftFolder
 from demur.errors import InputError, RunFolderError
 from demur.models import ChatTemplate, fine_tuned
-from demur.records import DriftRecord, read_record
+from demur.records import DriftCheckpoint, DriftRecord, read_record
 from demur.testing import TOY_MODEL, tiny_chat_model
 
 PLAIN = DriftSettings(n_probes=24, max_new_tokens=24, reselect=False)
@@ -66,6 +67,15 @@ def test_the_cosine_would_have_said_little(finished):
     assert first.cosine == pytest.approx(1.0)
     assert 0.9 < last.cosine < 1.0
     assert first.false_refusal_cosine == pytest.approx(1.0)
+
+
+def test_w_is_of_the_borderline_prompts_that_the_first_checkpoint_would_refuse(finished):
+    out, record = finished
+    first = DriftFolder(out).checkpoints.read(DriftCheckpoint)[0]
+    hashes, scores = record.reference.probes["borderline"], first.scores["borderline"]
+    refused = {each for each, score in zip(hashes, scores, strict=True) if score > 0}
+    assert set(record.reference.falsely_refused) == refused
+    assert 16 <= len(refused) < len(hashes)
 
 
 def test_nothing_that_was_asked_or_answered_is_written(finished, toy):

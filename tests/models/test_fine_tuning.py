@@ -145,11 +145,17 @@ def test_on_step_sees_the_model_as_it_is_and_can_stop(chat):
     assert not torch.equal(seen[1][1], last)
 
 
-def test_inside_the_hash_is_that_of_the_changed_weights(chat):
+@pytest.mark.parametrize("known", [False, True])
+def test_the_hash_is_that_of_the_weights_at_the_time(chat, known):
     before = chat.identity.content_hash
-    with fine_tuned(chat, ROWS, QUICK):
+    if not known:
+        del chat.identity
+    seen = []
+    with fine_tuned(chat, ROWS, QUICK, on_step=lambda _: seen.append(chat.identity.content_hash)):
         inside = chat.identity.content_hash
-    assert inside != before == chat.identity.content_hash
+    assert len(set(seen)) == QUICK.steps
+    assert inside == seen[-1]
+    assert chat.identity.content_hash == before not in seen
 
 
 def test_layout_holds_inside(chat):

@@ -73,14 +73,12 @@ def fine_tuned(
     examples = [_example(chat, number, *row, end) for number, row in enumerate(rows, start=1)]
     if not examples:
         raise InputError("there is nothing to fine-tune on: give at least one row of prompt and answer.")
-    # Inside the context the model's hash is that of the changed weights.
-    identity = chat.__dict__.pop("identity", None)
+    identity = chat.__dict__.get("identity")
     try:
         factors = _trained(chat, weights, examples, settings, on_step)
         with _merged(chat, weights, factors):
             yield
     finally:
-        chat.__dict__.pop("identity", None)
         if identity is not None:
             chat.__dict__["identity"] = identity
 
@@ -100,7 +98,7 @@ def _linear_weights(chat: ChatModel) -> dict[str, Tensor]:
     weights = {
         f"{path}.weight": module.weight
         for path, module in chat.module.named_modules()
-        if _is_linear(module)
+        if path.startswith(inside) and _is_linear(module)
     }
     if not weights:
         raise UnsupportedInterventionError(f"{chat.name}: there is no linear layer in its blocks to fine-tune.")
@@ -214,7 +212,12 @@ def _sum(weight: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
 
 @contextmanager
 def _merged(chat: ChatModel, weights: dict[str, Tensor], factors: Factors) -> Iterator[None]:
+    """The model as trained so far; its identity, which holds a hash of the weights, is that of no other state."""
     with torch.no_grad():
         changed = {name: _sum(weights[name], pair) for name, pair in factors.items()}
     with swapped_parameters(chat.module, changed):
-        yield
+        chat.__dict__.pop("identity", None)
+        try:
+            yield
+        finally:
+            chat.__dict__.pop("identity", None)

@@ -134,7 +134,7 @@ def _sections(record: DriftRecord) -> Iterator[Section]:
 def _caption(record: DriftRecord) -> str:
     steps = "training steps" if has_steps(record) else "checkpoints in their order"
     return (
-        f"Across: {steps}. Bars are 95 % intervals; a ring marks an alarm, the dashed line is the limit. The dotted "
+        f"Across: {steps}. Bars are 95 % intervals; a ring marks an alarm, dashed lines are limits. The dotted "
         "line is the cosine, which decides nothing."
     )
 
