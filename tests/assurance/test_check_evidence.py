@@ -140,11 +140,16 @@ def test_an_audit_counts_by_its_worst_finding(now, severity, tolerate, decision)
 @pytest.mark.parametrize("decision", ["pass", "fail", "inconclusive"])
 def test_drift_decides_as_it_did(now, decision):
     drift = DriftRecord.model_construct(
-        decision=decision, first_alarm="step-40" if decision == "fail" else None, rows=(None, None),
+        decision=decision, first_alarm="step-40" if decision == "fail" else None,
         rule=SimpleNamespace(false_alarm_rate=0.05),
+        rows=(SimpleNamespace(model_hash="1" * 64), SimpleNamespace(model_hash=now.model.content_hash)),
     )  # fmt: skip
     found = evidence(now, Others(drift=drift), drift={})
     assert found.decision == decision
     assert ("the first alarm is at step-40" in found.reason) == (decision == "fail")
     assert "at a false-alarm rate of 5 %" in found.reason
+    training = drift.model_copy(update={"rows": (*drift.rows, SimpleNamespace(model_hash=None))})
+    assert evidence(now, Others(drift=training), drift={}).decision == decision
+    other = drift.model_copy(update={"rows": drift.rows[::-1]})
+    assert evidence(now, Others(drift=other), drift={}).decision == "error"
     assert evidence(now, Others(), drift={"required": False}).decision == "skipped"

@@ -11,7 +11,10 @@ import demur.calibration
 from demur.errors import GateError, InputError, SelectionError
 from demur.testing import TOY_MODEL
 
-COMMANDS = ("calibrate", "evaluate", "export", "report", "select", "demo")
+COMMANDS = (
+    *("calibrate", "evaluate", "export", "report", "select", "demo", "compare-methods", "judge", "power", "capability"),
+    *("inspect", "test", "audit", "suffixes", "drift", "monitor", "check"),
+)
 TABLE = {
     "n_layers": 10,
     "candidates": [

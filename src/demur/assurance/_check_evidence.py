@@ -82,7 +82,9 @@ def evidence_rules(evidence: Evidence, others: Others, now: Baseline) -> Iterato
         if others.drift is None:
             yield absent(named, "There is no drift.json (demur drift ... --out DIR).", required=evidence.drift.required)
         else:
-            yield _drift_rule(named, others.drift)
+            last = others.drift.rows[-1].model_hash  # null of a model in training
+            other = "" if last is None else _other_weights(last, now, "the last checkpoint of drift.json")
+            yield plain_rule(named, "error", other) if other else _drift_rule(named, others.drift)
 
 
 def _other_weights(content_hash: str, now: Baseline, file: str) -> str:
