@@ -20,7 +20,11 @@ def cli_run(tmp_path_factory):
     options = prompt_files(folder)
     words = ["calibrate", TOY_MODEL, *options, "--out", str(run), *LENIENT, "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "demur", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "demur", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
     )
     deadline = time.monotonic() + 120
     while not (run / "scores.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
