@@ -55,7 +55,8 @@ def correct_run(run: Path | str, quality: JudgeQuality, *, labels: str, seed: in
             for name in ("before", "after")
         )
     }
-    before, after = (answers_to_test(folder, state) for state in (BASE_MODEL, CALIBRATED_MODEL))
+    completions = list(folder.completions.read(CompletionRecord))
+    before, after = (answers_to_test(completions, state) for state in (BASE_MODEL, CALIBRATED_MODEL))
     record = CorrectedRun(
         judge=quality.judge,
         labels=labels,

@@ -91,7 +91,8 @@ def export(
     """
     folder, target = RunFolder(run), Path(to)
     summary = folder.read_summary()
-    _require_gate(folder, summary)
+    completions = list(folder.completions.read(CompletionRecord))
+    _require_gate(folder, summary, completions)
     _require_empty(target)
     if low_memory:
         return _export_sharded(folder, summary, form, target)
@@ -112,11 +113,11 @@ def export(
     intervention = _exportable(chat, load_operating_point(chat, folder)[0])
     with _becoming(target) as partial:
         settings = read_record(folder.run, RunRecord).settings
-        claimed = [record for record in answers_to_test(folder, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
+        claimed = [record for record in answers_to_test(completions, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
         require_claimed_refusals(chat, intervention, claimed, max_new_tokens=settings["max_new_tokens"])
         canaries = require_canaries(chat, intervention, max_new_tokens=settings["max_new_tokens"])
         (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
-        reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(folder, check_prompts))
+        reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(completions, check_prompts))
         untied = form == "merged" and chat.layout.tied_embedding is not None
         return _finish(partial, summary, form, reloaded, untied=untied, canaries=canaries)
 
@@ -188,7 +189,7 @@ def _becoming(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _require_gate(folder: RunFolder, summary: Summary) -> None:
+def _require_gate(folder: RunFolder, summary: Summary, completions: Sequence[CompletionRecord]) -> None:
     """The decision is taken again from the stored verdicts: a changed word in summary.json opens nothing."""
     if summary.kind != "calibration" or summary.gate is None:
         raise GateError(f"{folder.path} is no calibration with a gate; only those can be exported.")
@@ -199,14 +200,14 @@ def _require_gate(folder: RunFolder, summary: Summary) -> None:
             "There is no override. Calibrate with more prompts, or choose other prompts or limits."
         )
     settings = read_record(folder.run, RunRecord).settings
-    before, after = (answers_to_test(folder, state) for state in (BASE_MODEL, CALIBRATED_MODEL))
+    before, after = (answers_to_test(completions, state) for state in (BASE_MODEL, CALIBRATED_MODEL))
     if any(not before[label] or _hashes(before[label]) != _hashes(after[label]) for label in LABELS):
         raise GateError(
             f"not exported: {folder.completions.path} no longer holds the verdicts on which the gate was decided. "
             "Calibrate again in a new folder."
         )
     metrics = metrics_of(before, after, summary.metrics.kl_harmless)
-    pressure = _pressure(folder, summary)
+    pressure = _pressure(folder, summary, completions)
     gate = decide_gate(
         metrics, compare(before, after), pressure, margin=settings["margin"], kl_limit=settings["gate_kl_limit"]
     )
@@ -217,7 +218,7 @@ def _require_gate(folder: RunFolder, summary: Summary) -> None:
         )
 
 
-def _pressure(folder: RunFolder, summary: Summary) -> Pressure | None:
+def _pressure(folder: RunFolder, summary: Summary, completions: Sequence[CompletionRecord]) -> Pressure | None:
     """The table of pressure, made again from the stored verdicts."""
     if summary.pressure is None:
         return None
@@ -226,7 +227,7 @@ def _pressure(folder: RunFolder, summary: Summary) -> Pressure | None:
     for row in summary.pressure.conditions:
         condition = known.get(row.name) or Condition(row.name, "given")
         before, after = (
-            answers_to_test(folder, state, asked=row.name)["harmful"] for state in (BASE_MODEL, CALIBRATED_MODEL)
+            answers_to_test(completions, state, asked=row.name)["harmful"] for state in (BASE_MODEL, CALIBRATED_MODEL)
         )
         if not before or _hashes(before) != _hashes(after):
             raise GateError(
@@ -246,9 +247,9 @@ def _require_empty(target: Path) -> None:
         raise InputError(f"{target} exists and is not an empty folder. Give a new folder with --to.")
 
 
-def _check_prompts(folder: RunFolder, most: int) -> list[str]:
-    completions = answers_to_test(folder, CALIBRATED_MODEL)
-    return [record.prompt for label in LABELS for record in completions[label][:most]]
+def _check_prompts(completions: Sequence[CompletionRecord], most: int) -> list[str]:
+    answers = answers_to_test(completions, CALIBRATED_MODEL)
+    return [record.prompt for label in LABELS for record in answers[label][:most]]
 
 
 def _compare_reloaded(

@@ -85,9 +85,11 @@ def lost_under_pressure(study: Study, intervention: Intervention) -> str:
     if not study.settings.pressure:
         return ""
     conditions, _ = applicable_conditions(study.chat)
-    for family in _ORDER:
+    # What one point lost, the next one is likely to lose too.
+    for family in sorted(_ORDER, key=lambda family: family != study.lost_before):
         members = [condition for condition in conditions if condition.family == family and condition.gated]
         if members and (reason := _lost(study, members, intervention)):
+            study.lost_before = family
             return reason
     return ""
 

@@ -22,7 +22,7 @@ from demur.evaluation import (
 from demur.models import ChatModel
 from demur.prompts import Prompt, PromptSet
 from demur.records import BASE_MODEL, Mean, RefusalToken, RunFolder
-from demur.types import Progress, PromptLabel, Split
+from demur.types import PressureFamily, Progress, PromptLabel, Split
 
 FEWEST_FITTED = 16
 """Fewest prompts behind a mean: the sampling error of a mean of fewer is as large as typical differences of means."""
@@ -41,6 +41,8 @@ class Study:
     runner: Runner
     progress: Progress
     warnings: list[str] = field(default_factory=list)
+    lost_before: PressureFamily | None = field(default=None, init=False)
+    """The conditions under which the last point that was tried lost true refusals."""
     _logits: dict[tuple[PromptLabel, Split], Tensor] = field(default_factory=dict, init=False)
 
     @cached_property

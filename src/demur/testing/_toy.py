@@ -39,7 +39,9 @@ def toy_prompt_sets() -> dict[PromptLabel, PromptSet]:
 
 
 def toy_settings() -> "CalibrationSettings":
-    """Settings that suit the toy: its answers are short, so batches can be large and the token limit small."""
+    """Settings that suit the toy: its answers are short, so the token limit can be small."""
     from demur.calibration import CalibrationSettings  # noqa: PLC0415 (the model alone should load without it)
 
-    return CalibrationSettings(max_new_tokens=32, batch_size=128)
+    return CalibrationSettings(
+        max_new_tokens=32, batch_size=80
+    )  # 160 and 480 prompts: as many for each of two processes
