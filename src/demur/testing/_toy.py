@@ -42,6 +42,5 @@ def toy_settings() -> "CalibrationSettings":
     """Settings that suit the toy: its answers are short, so the token limit can be small."""
     from demur.calibration import CalibrationSettings  # noqa: PLC0415 (the model alone should load without it)
 
-    return CalibrationSettings(
-        max_new_tokens=32, batch_size=80
-    )  # 160 and 480 prompts: as many for each of two processes
+    # Sets of 160 and 480 prompts then fall into even numbers of batches, half of them for each of two processes.
+    return CalibrationSettings(max_new_tokens=32, batch_size=80)
