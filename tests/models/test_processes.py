@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,35 @@ def test_half_a_launch_is_refused(monkeypatch, given):
     with pytest.raises(InputError, match="torchrun --nproc-per-node N -m demur"):
         join_processes()
     assert world().size == 1
+
+
+def test_a_process_that_dies_is_no_bug_of_the_others():
+    program = (
+        "import os, sys\n"
+        "from demur.errors import ModelError\n"
+        "from demur.models import in_order, join_processes, world\n"
+        "join_processes()\n"
+        "if not world().is_first: os._exit(9)\n"
+        "try:\n"
+        "    list(in_order(str, [1, 2], pack=str.encode, unpack=bytes.decode))\n"
+        "except ModelError as error:\n"
+        "    sys.stdout.write(str(error)); sys.stdout.flush()\n"
+        "os._exit(0)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, **meeting, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said, _ = started[0].communicate(timeout=120)
+    started[1].communicate(timeout=60)
+    assert [each.returncode for each in started] == [0, 9]
+    assert said.startswith("another of the 2 processes that share this work has ended (")
+    assert said.endswith("What is computed is kept: give the same command again.")

@@ -173,9 +173,23 @@ def process_folder(path: Path | str) -> Iterator[Path]:
 
 
 def _exchange(message: bytes) -> list[bytes]:
-    """Every process's message, by rank."""
+    """Every process's message, by rank.
+
+    Raises:
+        ModelError: another process has ended.
+    """
     group = _joined.group
     count = dist.get_world_size(group)
+    try:
+        return _gathered(message, group, count)
+    except RuntimeError as error:
+        raise ModelError(
+            f"another of the {count} processes that share this work has ended ({error}). What is computed is kept: "
+            "give the same command again."
+        ) from error
+
+
+def _gathered(message: bytes, group: dist.ProcessGroup | None, count: int) -> list[bytes]:
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count)]
     dist.all_gather(sizes, torch.tensor([len(message)]), group=group)
     widest = max(int(size) for size in sizes)
