@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from results import RESULTS
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from transformers.initialization import no_init_weights
 
@@ -210,25 +210,29 @@ class Work:
 
 @contextmanager
 def counted(chat: ChatModel) -> Iterator[Work]:
-    """Count what the blocks are given while the context is open, whoever calls the model."""
+    """Count what the blocks are given while the context is open, whoever calls the model.
+
+    No hooks: on a model with hooks the library leaves out its own short cuts, and those are to be counted.
+    """
     work = Work()
 
-    def count(index: int, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        # Where a block returns, not where it is entered: extraction stops at the door of the last one. A block that
-        # returns the very tensor that it was given is one that a partial pass leaves out.
+    def counting(forward: Callable[..., Any], index: int, *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
         stream = output if isinstance(output, Tensor) else output[0]
-        if stream is (args[0] if args else kwargs.get("hidden_states")):
-            return
         tokens = stream.shape[:-1].numel()
         work.tokens_times_layers += tokens
         if index == 0 and stream.shape[-2] == 1:
             work.generated += tokens
+        return output
 
-    with ExitStack() as stack:
-        for index, path in enumerate(chat.layout.blocks):
-            hook = chat.module.get_submodule(path).register_forward_hook(partial(count, index), with_kwargs=True)
-            stack.callback(hook.remove)
+    blocks = [chat.module.get_submodule(path) for path in chat.layout.blocks]
+    for index, block in enumerate(blocks):
+        block.forward = partial(counting, block.forward, index)
+    try:
         yield work
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 # Results --------------------------------------------------------------------------------------------------------------

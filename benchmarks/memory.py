@@ -1,12 +1,14 @@
 """Memory: peak over the loaded weights of extraction and of a selection, against one bare forward of the same batch.
 
 The selection is over two layers, 10 candidates: its peak is that of its batches, not of their number.
-Each is measured in a process of its own, so that no peak hides another's (Linux: the peak is reset after loading).
+Each is measured in a process of its own, so that no peak hides another's (Linux: the peak is reset after loading). The
+allocator is told to hand large blocks back when they are freed, so that the peak is that of what is in use.
 """
 
 import ctypes
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from demur.models import ChatModel, length_sorted_batches
 WHAT = ("bare", "extraction", "selection")
 ROWS = 16
 """Rows of a batch, for all of them."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""For glibc, which otherwise keeps freed blocks of up to 32 MiB, as many as their order happens to leave."""
 
 
 def main() -> None:
@@ -54,7 +58,7 @@ def main() -> None:
 def in_own_process(what: str, shape: str) -> dict[str, float]:
     """Loaded and peak memory, MiB."""
     command = [sys.executable, __file__, "--measure", what, "--shapes", shape]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

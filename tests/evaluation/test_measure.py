@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from demur.evaluation import compare, kl_divergences, mean_kl, metrics_of, next_token_logits, refusal_rate
+from demur.evaluation import (
+    compare,
+    kl_after,
+    kl_divergences,
+    mean_kl,
+    metrics_of,
+    next_token_logits,
+    refusal_rate,
+    refusal_scores,
+    scores_after,
+)
 from demur.records import CompletionRecord
 
 VERDICTS = {"r": "full_refusal", "p": "partial_refusal", "c": "full_compliance", "u": "unjudged"}
@@ -127,6 +137,19 @@ def test_next_token_logits_do_not_depend_on_the_batch(tiny, batch_size):
         with torch.no_grad():
             alone = chat.model(torch.tensor([chat.template.encode(text)])).logits[0, -1]
         torch.testing.assert_close(row, alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_scores_and_kl_read_batch_by_batch_are_those_of_all_logits(tiny, batch_size):
+    chat, tokens = tiny("llama"), [5, 9]
+    encoded, logits = chat.encode(TEXTS), next_token_logits(chat, TEXTS)
+    base = logits.flip(-1)
+    scores = scores_after(chat, encoded, tokens, batch_size=batch_size)
+    torch.testing.assert_close(scores, refusal_scores(logits, tokens), rtol=1e-9, atol=1e-9)
+    divergences = kl_after(chat, encoded, base, batch_size=batch_size)
+    torch.testing.assert_close(divergences, kl_divergences(base, logits), rtol=1e-9, atol=1e-9)
+    assert len(set(divergences.tolist())) >= 4  # the prompts differ, so their order is tested
+    assert scores_after(chat, [], tokens).shape == (0,)
 
 
 def test_mean_kl_is_the_mean_with_its_interval():

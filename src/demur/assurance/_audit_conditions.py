@@ -8,7 +8,12 @@ from typing import Literal
 from torch import Tensor
 
 from demur.assurance._audit_study import AuditStudy
-from demur.evaluation import Condition, applicable_conditions, bootstrap_mean, logits_after, refusal_scores
+from demur.evaluation import (
+    Condition,
+    applicable_conditions,
+    bootstrap_mean,
+    scores_after,
+)
 from demur.interventions import Intervention, RoundedWeights
 from demur.models import ChatModel, Completion
 from demur.prompts import Prompt, PromptSet
@@ -136,10 +141,12 @@ def _at_depth(study: AuditStudy, opening: Condition) -> DepthPoint:
         requests = opening.requests(chat, study.texts(label, "test", study.settings.n_curve))
         forced = tuple(requests[0][1].opening)
         for name, added in ((label, forced), (f"{label}_again", (*forced, *again))):
-            logits = logits_after(
-                chat, [[*tokens, *added] for tokens, _ in requests], batch_size=study.settings.batch_size
+            scores[name] = scores_after(
+                chat,
+                [[*tokens, *added] for tokens, _ in requests],
+                study.directions.tokens,
+                batch_size=study.settings.batch_size,
             )
-            scores[name] = refusal_scores(logits, study.directions.tokens)
     return DepthPoint(
         tokens=len(forced),
         auroc=auroc(scores["harmful"], scores["harmless"]),

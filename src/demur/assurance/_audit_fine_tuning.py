@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from demur.assurance._audit_study import AuditStudy
-from demur.evaluation import bootstrap_mean, next_token_logits, refusal_scores
+from demur.evaluation import bootstrap_mean, scores_after
 from demur.models import FineTuning, fine_tuned
 from demur.records import AttackRates, FineTuningPoint, FineTuningRun, Mean
 
@@ -41,8 +41,9 @@ class _Watch:
 
 def _score(study: AuditStudy, size: int) -> Mean:
     texts = study.texts("harmful", "test", size)
-    logits = next_token_logits(study.chat, texts, batch_size=study.settings.batch_size)
-    return bootstrap_mean(refusal_scores(logits, study.directions.tokens).tolist(), seed=study.settings.seed)
+    encoded, tokens = study.chat.encode(texts), study.directions.tokens
+    scores = scores_after(study.chat, encoded, tokens, batch_size=study.settings.batch_size)
+    return bootstrap_mean(scores.tolist(), seed=study.settings.seed)
 
 
 def _half_gone(study: AuditStudy, rates: AttackRates) -> bool:

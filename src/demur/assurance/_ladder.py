@@ -14,7 +14,7 @@ from torch import Tensor
 from demur.activations import mean_activations, stream_at
 from demur.assurance._audit_study import AuditStudy
 from demur.directions import difference_in_means
-from demur.evaluation import kl_divergences, logits_after, refusal_scores
+from demur.evaluation import kl_after, logits_after, scores_after
 from demur.interventions import ActivationAddition, Combined, DirectionalAblation, Intervention
 from demur.records import Ladder, LadderRung
 from demur.types import PromptLabel
@@ -68,7 +68,7 @@ def chain_of_means(study: AuditStudy, longest: int) -> Chain:
     refusal = study.directions.refusal
     basis, places = refusal.unit[None], [(refusal.position, refusal.layer)]
     harmful, harmless = (_encoded(study, label) for label in _LABELS)
-    base = _logits(study, harmless)
+    base = logits_after(study.chat, harmless, batch_size=study.settings.batch_size, check=False)
     study.progress.start("extracting directions anew", longest - 1)
     while len(basis) < longest:
         with DirectionalAblation(basis).applied_to(study.chat):
@@ -110,11 +110,13 @@ def _best(
     base: Tensor,
 ) -> int:
     """The candidate that leaves the lowest refusal score when it is ablated as well, among those of small KL."""
-    scores, divergences = [], []
+    scores, divergences, size = [], [], study.settings.batch_size
     for unit in units:
         with DirectionalAblation(unit).applied_to(study.chat):
-            scores.append(refusal_scores(_logits(study, harmful), study.directions.tokens).mean())
-            divergences.append(kl_divergences(base, _logits(study, harmless)).mean())
+            scores.append(
+                scores_after(study.chat, harmful, study.directions.tokens, batch_size=size, check=False).mean()
+            )
+            divergences.append(kl_after(study.chat, harmless, base, batch_size=size, check=False).mean())
     kl = torch.stack(divergences)
     usable = kl <= max(_KL_LIMIT, float(kl.min()))
     return int(torch.where(usable, torch.stack(scores), torch.inf).argmin())
@@ -122,10 +124,6 @@ def _best(
 
 def _encoded(study: AuditStudy, label: PromptLabel) -> list[list[int]]:
     return study.chat.encode(study.texts(label, "validation", study.settings.n_scored))
-
-
-def _logits(study: AuditStudy, encoded: Sequence[Sequence[int]]) -> Tensor:
-    return logits_after(study.chat, encoded, batch_size=study.settings.batch_size, check=False)
 
 
 def chain_of_components(study: AuditStudy, longest: int) -> Chain:

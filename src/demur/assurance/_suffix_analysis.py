@@ -25,10 +25,9 @@ from demur.evaluation import (
     PhraseJudge,
     Runner,
     is_refusal,
-    logits_after,
     paired_comparison,
     refusal_rate,
-    refusal_scores,
+    scores_after,
 )
 from demur.interventions import DirectionalAblation
 from demur.models import Attribution, ChatModel, Part, attribute
@@ -289,9 +288,7 @@ class _Analysis:
         heads: Sequence[int],
         writes: Sequence[int],
     ) -> SuffixGroup:
-        scores = refusal_scores(
-            logits_after(self.chat, group.sequences, batch_size=self.settings.batch_size), self.directions.tokens
-        )
+        scores = scores_after(self.chat, group.sequences, self.directions.tokens, batch_size=self.settings.batch_size)
         compared = None
         if group.suffix is not None:
             compared = paired_comparison([is_refusal(each) for each in plain], [is_refusal(each) for each in answers])

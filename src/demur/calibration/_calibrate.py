@@ -21,12 +21,12 @@ from demur.evaluation import (
     Judge,
     PhraseJudge,
     Runner,
+    bootstrap_mean,
     compare,
     decide_gate,
-    mean_kl,
+    kl_after,
     measure_pressure,
     metrics_of,
-    next_token_logits,
 )
 from demur.interventions import DirectionalAblation, Intervention, in_shipped_form, save_edits
 from demur.models import ChatModel, process_folder
@@ -124,10 +124,10 @@ def _measure(
     """Everything that is reported, on test prompts that neither fitted nor chose anything."""
     before = complete_test(study.runner, study.prompts, None, progress=study.progress)
     after = complete_test(study.runner, study.prompts, calibrated.intervention, progress=study.progress)
-    harmless = study.texts("harmless", "test")
+    harmless, base = study.encode("harmless", "test"), study.base_logits("harmless", "test")
     with in_shipped_form(study.chat, calibrated.intervention):
-        changed = next_token_logits(study.chat, harmless, batch_size=study.settings.batch_size)
-    kl = mean_kl(study.base_logits("harmless", "test"), changed, seed=study.settings.seed)
+        divergences = kl_after(study.chat, harmless, base, batch_size=study.settings.batch_size)
+    kl = bootstrap_mean(divergences.tolist(), seed=study.settings.seed)
     metrics, comparison = metrics_of(before, after, kl), compare(before, after)
     pressure = press(study.runner, study.prompts, calibrated.intervention, variants, study.settings)
     _write_projections(study, refusal, calibrated.intervention)

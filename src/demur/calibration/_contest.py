@@ -9,7 +9,7 @@ from demur.calibration._racing import Race, Watched, first_step
 from demur.calibration._score_books import Candidate, Kind, PieceBook
 from demur.calibration._study import Study
 from demur.calibration._sweep import ReadLogits, ScoredPrompts, Sweep, telling_first
-from demur.evaluation import LARGEST_SCORE, Condition, kl_divergences, logits_after, refusal_scores
+from demur.evaluation import LARGEST_SCORE, Condition, kl_divergences, refusal_scores, scores_after
 from demur.models import FittingBatches
 from demur.types import PromptLabel
 
@@ -54,7 +54,7 @@ def prompts_under(study: Study, condition: Condition) -> ScoredPrompts | None:
     """
     requests = condition.requests(study.chat, study.texts("harmful", "validation"))
     encoded = [tokens for tokens, _ in requests]
-    scores = refusal_scores(logits_after(study.chat, encoded, batch_size=study.rows), study.token_ids).tolist()
+    scores = scores_after(study.chat, encoded, study.token_ids, batch_size=study.rows).tolist()
     refused = sorted((index for index, score in enumerate(scores) if score > 0), key=scores.__getitem__)
     refused = sorted(refused[: study.settings.n_scored])
     if not refused:
@@ -67,10 +67,10 @@ def prompts_under(study: Study, condition: Condition) -> ScoredPrompts | None:
 def prompts_for_kl(study: Study, indices: Sequence[int]) -> ScoredPrompts:
     """Harmless validation prompts on which the change of the next token is measured."""
     encoded = study.encode("harmless", "validation", indices)
-    base = study.base_logits("harmless", "validation")[list(indices)]
+    base = study.base_logits("harmless", "validation")
 
     def read(logits: Tensor, rows: Sequence[int]) -> Tensor:
-        return kl_divergences(base[list(rows)], logits)
+        return kl_divergences(base[[indices[row] for row in rows]], logits)
 
     return ScoredPrompts(encoded, read, (0.0,) * len(encoded), telling_first(encoded, [0.0] * len(encoded), 0))
 

@@ -11,7 +11,16 @@ from demur.calibration._search_space import intervention_of
 from demur.calibration._settings import CalibrationSettings
 from demur.directions import load_directions
 from demur.errors import InputError
-from demur.evaluation import Judge, PhraseJudge, compare, decide_gate, mean_kl, metrics_of, next_token_logits
+from demur.evaluation import (
+    Judge,
+    PhraseJudge,
+    bootstrap_mean,
+    compare,
+    decide_gate,
+    kl_after,
+    logits_after,
+    metrics_of,
+)
 from demur.interventions import Intervention, in_shipped_form
 from demur.models import ChatModel
 from demur.prompts import PromptSet
@@ -67,11 +76,11 @@ def evaluate(
             after = complete_test(runner, prompts, intervention, progress=progress)
             # In the order of a calibration, so that the bootstrap draws the same prompts.
             harmless = sorted(prompts["harmless"].split("test"), key=lambda prompt: prompt.sha256)
-            texts = [prompt.text for prompt in harmless]
-            base = next_token_logits(chat, texts, batch_size=settings.batch_size)
+            encoded = chat.encode(prompt.text for prompt in harmless)
+            base = logits_after(chat, encoded, batch_size=settings.batch_size)
             with in_shipped_form(chat, intervention):
-                changed = next_token_logits(chat, texts, batch_size=settings.batch_size)
-            kl, comparison = mean_kl(base, changed, seed=settings.seed), compare(before, after)
+                divergences = kl_after(chat, encoded, base, batch_size=settings.batch_size)
+            kl, comparison = bootstrap_mean(divergences.tolist(), seed=settings.seed), compare(before, after)
         metrics = metrics_of(before, after, kl)
         pressure = press(runner, prompts, intervention, variants or {}, settings)
         if comparison is not None:

@@ -122,17 +122,17 @@ def _score(
 ) -> None:
     indices = study.scored_validation(label, refused=None)
     encoded = study.encode(label, "validation", indices)
-    base = study.base_logits(label, "validation")[indices]
+    base = study.base_logits("harmless", "validation")
 
     def read(logits: Tensor, rows: Sequence[int]) -> Tensor:
         if kind == "w_kl":
-            return kl_divergences(base[list(rows)], logits)
+            return kl_divergences(base[[indices[row] for row in rows]], logits)
         return refusal_scores(logits, study.token_ids)
 
     def run(missing: Tensor) -> Tensor:
         return sweep_ablation(study.chat, encoded, missing, read, rows=study.rows)
 
-    unchanged = torch.zeros(len(indices)) if kind == "w_kl" else refusal_scores(base, study.token_ids)
+    unchanged = torch.zeros(len(indices)) if kind == "w_kl" else study.base_scores(label, "validation")[indices]
     score_missing(study.scores, kind, places, vectors, run, unchanged, strength)
 
 

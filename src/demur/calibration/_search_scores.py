@@ -11,7 +11,7 @@ from torch import Tensor
 from demur.calibration._pressed_choice import next_token_conditions
 from demur.calibration._racing import first_step
 from demur.calibration._study import Study
-from demur.evaluation import PRESSURE_MARGIN, kl_divergences, logits_after, refusal_scores
+from demur.evaluation import PRESSURE_MARGIN, kl_after, scores_after
 from demur.interventions import Intervention
 
 
@@ -127,8 +127,9 @@ class TrialScores:
         encoded, base = self._harmless
         indices = self.study.scored_validation("harmless", refused=None)
         for part in self._parts(len(encoded)):
-            logits = self._logits([encoded[index] for index in part])
-            yield kl_divergences(base[[indices[index] for index in part]], logits).tolist()
+            self.prompts_read += len(part)
+            asked, before = [encoded[index] for index in part], base[[indices[index] for index in part]]
+            yield kl_after(self.study.chat, asked, before, batch_size=self.study.rows, check=False).tolist()
 
     def _lost(self, refused: _Refused) -> int:
         lost = 0
@@ -153,12 +154,10 @@ class TrialScores:
     def _scores(self, encoded: Sequence[list[int]]) -> list[float]:
         if not encoded:
             return []
-        scores: list[float] = refusal_scores(self._logits(encoded), self.study.token_ids).tolist()
-        return scores
-
-    def _logits(self, encoded: Sequence[list[int]]) -> Tensor:
         self.prompts_read += len(encoded)
-        return logits_after(self.study.chat, encoded, batch_size=self.study.rows, check=False)
+        study = self.study
+        scores = scores_after(study.chat, encoded, study.token_ids, batch_size=study.rows, check=False)
+        return [float(score) for score in scores]
 
 
 def _share(value: float, whole: float) -> float:

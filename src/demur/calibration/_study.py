@@ -15,9 +15,10 @@ from demur.evaluation import (
     bootstrap_mean,
     discover_refusal_tokens,
     is_refusal,
-    next_token_logits,
+    logits_after,
     refusal_rate,
     refusal_scores,
+    scores_after,
 )
 from demur.models import ChatModel
 from demur.prompts import Prompt, PromptSet
@@ -44,6 +45,7 @@ class Study:
     lost_before: PressureFamily | None = field(default=None, init=False)
     """The conditions under which the last point that was tried lost true refusals."""
     _logits: dict[tuple[PromptLabel, Split], Tensor] = field(default_factory=dict, init=False)
+    _scores: dict[tuple[PromptLabel, Split], Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def scores(self) -> ScoreBook:
@@ -61,17 +63,37 @@ class Study:
         return [prompt.text for prompt in self.split(label, split)]
 
     def base_logits(self, label: PromptLabel, split: Split) -> Tensor:
-        """Next-token logits of the unchanged model, [prompt, vocabulary]; computed once."""
+        """Next-token logits of the unchanged model on the first prompts of a split, [prompt, vocabulary].
+
+        Computed once, for as many prompts as are compared over the whole vocabulary: all of a test split, the scored
+        ones of a validation split, of a train split those that find the refusal tokens.
+        """
         key = (label, split)
         if key not in self._logits:
-            self._logits[key] = next_token_logits(
-                self.chat, self.texts(label, split), batch_size=self.settings.batch_size
-            )
+            first = self.encode(label, split)[: self._compared(label, split)]
+            self._logits[key] = logits_after(self.chat, first, batch_size=self.settings.batch_size)
         return self._logits[key]
 
+    def _compared(self, label: PromptLabel, split: Split) -> int | None:
+        """Prompts whose logits are kept: a row is the whole vocabulary, often more than half a megabyte."""
+        if split == "train":
+            return _DISCOVERY if self.settings.refusal_tokens is None and label != "borderline" else 0
+        if split == "validation":
+            return self.settings.n_scored if label == "harmless" else 0
+        return None
+
     def base_scores(self, label: PromptLabel, split: Split) -> Tensor:
-        """Refusal scores of the unchanged model, [prompt]."""
-        return refusal_scores(self.base_logits(label, split), self.token_ids)
+        """Refusal scores of the unchanged model, [prompt], float64; computed once."""
+        key = (label, split)
+        if key not in self._scores:
+            tokens, size = self.token_ids, self.settings.batch_size
+            compared = self.base_logits(label, split)
+            others = self.encode(label, split)[len(compared) :]
+            known = [refusal_scores(compared, tokens)] if len(compared) else []
+            self._scores[key] = torch.cat([*known, scores_after(self.chat, others, tokens, batch_size=size)])
+            if split == "train":
+                del self._logits[key]  # the refusal tokens are found
+        return self._scores[key]
 
     def mean_base_score(self, label: PromptLabel) -> Mean:
         """Mean refusal score of the unchanged model on validation prompts."""
@@ -92,7 +114,7 @@ class Study:
             InputError: the user's tokens are not in its vocabulary.
         """
         if self.settings.refusal_tokens is not None:
-            size = self.base_logits("harmful", "train").shape[-1]
+            size = logits_after(self.chat, self.encode("harmful", "train")[:1]).shape[-1]
             if max(self.settings.refusal_tokens) >= size:
                 raise InputError(
                     f"{self.chat.name}: --refusal-tokens names the token {max(self.settings.refusal_tokens)}; the ids "

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from demur.evaluation._measure import (
         Completions,
         compare,
+        kl_after,
         logits_after,
         mean_kl,
         metrics_of,
         next_token_logits,
         refusal_rate,
+        scores_after,
     )
     from demur.evaluation._noise_floor import noise_floor
     from demur.evaluation._phrase_judge import PhraseJudge
@@ -113,6 +115,7 @@ __all__ = [
     "is_refusal",
     "judge_cost",
     "judge_options",
+    "kl_after",
     "kl_divergences",
     "logits_after",
     "make_judge",
@@ -139,6 +142,7 @@ __all__ = [
     "required_n_mcnemar",
     "required_n_non_inferiority",
     "required_n_rate",
+    "scores_after",
     "steered_layers",
     "stop_of",
     "tango_interval",
@@ -162,11 +166,13 @@ _DOORS = {
     "_measure": (
         "Completions",
         "compare",
+        "kl_after",
         "logits_after",
         "mean_kl",
         "metrics_of",
         "next_token_logits",
         "refusal_rate",
+        "scores_after",
     ),
     "_noise_floor": ("noise_floor",),
     "_phrase_judge": ("PhraseJudge",),

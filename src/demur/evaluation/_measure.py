@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from demur.evaluation._refusal_score import kl_divergences
+from demur.evaluation._refusal_score import kl_divergences, refusal_scores
 from demur.evaluation._runner import is_refusal
 from demur.evaluation._statistics import bootstrap_mean, paired_comparison, rate
 from demur.models import ChatModel, FittingBatches, length_sorted_batches, tensors_in_order
@@ -111,19 +111,71 @@ def logits_after(
     """The same of token ids, which are there already; with `check` off NaN is passed on."""
     if not encoded:
         return torch.empty(0, 0)
+    return _read_after(chat, encoded, lambda logits, _: logits, batch_size, check=check)
 
+
+def scores_after(
+    chat: ChatModel,
+    encoded: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    *,
+    batch_size: int = 64,
+    check: bool = True,
+) -> Tensor:
+    """Refusal scores of prompts given as token ids, [prompt], float64; no logits are kept."""
+    if not encoded:
+        return torch.empty(0, dtype=torch.float64)
+    return _read_after(chat, encoded, lambda logits, _: refusal_scores(logits, tokens), batch_size, check=check)
+
+
+def kl_after(
+    chat: ChatModel,
+    encoded: Sequence[Sequence[int]],
+    base: Tensor,
+    *,
+    batch_size: int = 64,
+    check: bool = True,
+) -> Tensor:
+    """KL(base || the model now) of prompts given as token ids, nats, [prompt], float64; only `base` is held.
+
+    Args:
+        chat: the changed model.
+        encoded: token ids of each prompt.
+        base: logits of the unchanged model, [prompt, vocabulary].
+        batch_size: prompts of one forward pass.
+        check: refuse NaN logits; otherwise they are passed on.
+    """
+    return _read_after(
+        chat, encoded, lambda logits, rows: kl_divergences(base[list(rows)], logits), batch_size, check=check
+    )
+
+
+def _read_after(
+    chat: ChatModel,
+    encoded: Sequence[Sequence[int]],
+    read: Callable[[Tensor, Sequence[int]], Tensor],
+    batch_size: int,
+    *,
+    check: bool,
+) -> Tensor:
+    """What `read` makes of each batch's logits and the indices of its prompts, on the CPU in the order of `encoded`."""
     fitting = FittingBatches()
 
     def some(indices: Sequence[int]) -> Tensor:
-        return chat.next_token_logits(chat.batch([encoded[index] for index in indices]), check=check).cpu()
+        logits = chat.next_token_logits(chat.batch([encoded[index] for index in indices]), check=check)
+        return read(logits, indices).cpu()
 
-    def logits(indices: Sequence[int]) -> Tensor:
-        return torch.cat(fitting.pieces(some, indices))
+    def values(indices: Sequence[int]) -> Tensor:
+        parts = fitting.pieces(some, indices)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     batches = list(length_sorted_batches([len(tokens) for tokens in encoded], batch_size))
-    stacked = torch.cat(list(tensors_in_order(logits, batches)))
-    result = torch.empty_like(stacked)
-    result[[index for indices in batches for index in indices]] = stacked
+    result: Tensor | None = None
+    for indices, found in zip(batches, tensors_in_order(values, batches), strict=True):
+        if result is None:
+            result = found.new_empty(len(encoded), *found.shape[1:])
+        result[indices] = found
+    assert result is not None
     return result
 
 

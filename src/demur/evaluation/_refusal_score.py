@@ -58,8 +58,8 @@ def kl_divergences(base: Tensor, changed: Tensor) -> Tensor:
     return result.clamp_min(0).cpu()
 
 
-_NUMBERS_AT_ONCE = 2**21
-"""Logits that are held in float64 at a time: 16 MiB."""
+_NUMBERS_AT_ONCE = 2**19
+"""Logits that are held in float64 at a time: 4 MiB, and a few copies of them."""
 
 
 def _few_rows(rows: Tensor) -> tuple[Tensor, ...]:
