@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from demur.calibration._selection import ScoreRow
 from demur.calibration._study import Study
 from demur.directions import difference_in_means
 from demur.evaluation import PhraseJudge, Runner
+from demur.interventions import ablating_rows
 from demur.models import ChatModel, PartialForward
 from demur.prompts import Prompt, PromptSet
 from demur.records import RunFolder
@@ -171,23 +173,25 @@ def recorded(chat: ChatModel) -> Iterator[list[tuple[int, int, int]]]:
 
 
 def replay(chat: ChatModel, passes: list[tuple[int, int, int]]) -> float:
-    """Seconds of the same passes on the bare model."""
-    bare = PartialForward(chat)
+    """Seconds of the same passes on the bare model, whose last block reads as little as it may."""
+    proved = PartialForward.of(chat, [[1, 2, 3], [4, 5, 6, 7]], partial(ablating_rows, chat))
+    bare = PartialForward(chat, tail=proved.tail)
     bare.block_inputs([[1, 2]], [])
     replayed = passes[::3] if len(passes) > MANY_PASSES else passes
     work, done = (
         sum(rows * tokens * (chat.n_layers - first) for rows, tokens, first in each) for each in (passes, replayed)
     )
     start = time.perf_counter()
-    for rows, tokens, first in replayed:
-        batch = {"input_ids": torch.ones(rows, tokens, dtype=torch.long)}
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        if first:
-            stream = torch.ones(rows, tokens, chat.layout.d_model, dtype=chat.layout.dtype)
-            with bare._starting_at(first, stream):
+    with bare._ending():
+        for rows, tokens, first in replayed:
+            batch = {"input_ids": torch.ones(rows, tokens, dtype=torch.long)}
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            if first:
+                stream = torch.ones(rows, tokens, chat.layout.d_model, dtype=chat.layout.dtype)
+                with bare._starting_at(first, stream):
+                    chat.next_token_logits(batch, check=False)
+            else:
                 chat.next_token_logits(batch, check=False)
-        else:
-            chat.next_token_logits(batch, check=False)
     return (time.perf_counter() - start) * work / done
 
 

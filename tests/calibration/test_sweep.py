@@ -84,6 +84,8 @@ class Case:
     study: PlainStudy
     candidates: torch.Tensor
     naive: list[ScoreRow]
+    ours: list[ScoreRow]
+    """Of a sweep whose records are in the study's folder."""
 
 
 def naive_rows(study, candidates, naive):
@@ -124,7 +126,7 @@ def case(request, tmp_path_factory):
     # Limits at quantiles, so that every filter removes some.
     induce, kl = between((row.induce for row in rows), 0.25), between((row.kl for row in rows), 0.7)
     study.settings = replace(settings, induce_minimum=induce, kl_limit=kl)
-    return Case(study, candidates, rows)
+    return Case(study, candidates, rows, score_refusal(study, candidates))
 
 
 def limits(case):
@@ -141,7 +143,7 @@ def tolerance(case):
 
 
 def test_the_choice_and_every_reported_score_are_the_naive_ones(case):
-    rows = score_refusal(case.study, case.candidates)
+    rows = case.ours
     ours = select_refusal_direction(rows, **limits(case))
     naive = select_refusal_direction(case.naive, **limits(case))
     assert (ours.selected.position, ours.selected.layer) == (naive.selected.position, naive.selected.layer)

@@ -13,6 +13,8 @@ TEXTS = ["Hi", "What is a cat?", "How do I get to the main station from here?"]
 SHARING = ("llama", "qwen2", "gpt2", "opt", "falcon", "olmo2", "cohere", "stablelm", "qwen3_vl_moe")
 WHOLE = ("gemma3_text", "gpt_oss", "mixtral", "phi3", "mamba2", "jamba", "qwen3_next")
 """A window shorter than the padding, or a cache with more than keys and values."""
+RUN_TO_THEIR_END = ("opt", "falcon", "mamba2")
+"""No part of the last block takes one token of three and gives what can be added to all."""
 PADDED_EXACTLY = ("llama", "gpt2", "falcon", "olmo2")
 
 
@@ -44,6 +46,7 @@ def test_sharing_a_beginning_and_starting_late_change_no_logit(family):
     ablate = partial(ablating_rows, chat)
     passes = PartialForward.of(chat, sequences, ablate)
     assert bool(passes.prefix) == (family in SHARING)
+    assert (passes.tail is None) == (family in RUN_TO_THEIR_END)
     whole = partial(one_by_one, chat) if family in PADDED_EXACTLY else PartialForward(chat).logits
     near = 1e-11 if family in PADDED_EXACTLY else 1e-6  # some route experts, or normalize, in float32
     expected = whole(sequences, units, ablate)
@@ -79,6 +82,33 @@ def test_blocks_below_the_start_do_not_run():
     assert ran == [2]
 
 
+def test_the_largest_part_of_the_last_block_runs_at_the_last_token_only():
+    chat = tiny_chat_model("llama")
+    sequences, units, ablate = chat.encode(TEXTS), vectors(chat), partial(ablating_rows, chat)
+    passes = PartialForward.of(chat, sequences, ablate)
+    read = []
+    for path in chat.layout.blocks:
+        mlp = chat.module.get_submodule(path).mlp
+        mlp.down_proj.register_forward_pre_hook(lambda _m, args: read.append(args[0].shape[:2]))
+    passes.logits(sequences, units, ablate)
+    width = max(map(len, sequences)) - len(passes.prefix)
+    rows = len(units) * len(sequences)
+    of_prefix, of_rest = read[:3], read[-3:]
+    assert of_rest == [(rows, width), (rows, width), (rows, 1)]
+    assert of_prefix == [(len(units), len(passes.prefix))] * 2 + [(len(units), 1)]
+
+
+def test_a_model_that_reads_other_tokens_of_the_last_block_is_run_to_its_end():
+    chat = tiny_chat_model("llama")
+    last = chat.module.get_submodule(chat.layout.blocks[-1])
+    last.register_forward_hook(lambda _m, _a, output: output + 0.1 * output.mean(1, keepdim=True))
+    sequences, units, ablate = chat.encode(TEXTS), vectors(chat), partial(ablating_rows, chat)
+    passes = PartialForward.of(chat, sequences, ablate)
+    assert passes.tail is None
+    expected = PartialForward(chat).logits(sequences, units, ablate)
+    torch.testing.assert_close(passes.logits(sequences, units, ablate), expected, rtol=0, atol=1e-11)
+
+
 def test_a_model_whose_later_blocks_read_earlier_ones_is_run_whole():
     chat = tiny_chat_model("llama")
     first, last = (chat.module.get_submodule(chat.layout.blocks[index]) for index in (0, 2))
@@ -110,7 +140,8 @@ def test_logits_that_are_not_numbers_prove_nothing():
     chat = tiny_chat_model("llama")
     sequences = chat.encode(TEXTS)
     chat.model.lm_head.register_forward_hook(lambda _m, _a, output: output * float("nan"))
-    assert PartialForward.of(chat, sequences, partial(ablating_rows, chat)).prefix == ()
+    passes = PartialForward.of(chat, sequences, partial(ablating_rows, chat))
+    assert (passes.prefix, passes.tail) == ((), None)
 
 
 def test_what_is_kept_of_beginnings_stays_within_its_limit(monkeypatch):

@@ -1,14 +1,15 @@
 """Forward passes of a changed model that leave out what the change cannot reach, or what was computed already.
 
-Two short cuts, neither assumed: adding at block l changes nothing below it, so a pass may start there from the stream
-of the unchanged model; and prompts that begin alike share the keys and values of their beginning. Both are proved on
-the loaded model, by comparison with whole passes, before they are used; what is not proved is run whole.
+Three short cuts, none assumed: adding at block l changes nothing below it, so a pass may start there from the stream of
+the unchanged model; prompts that begin alike share the keys and values of their beginning; and what the last block adds
+to other tokens than the last nothing reads, so its largest part (the MLP) need not run there. All are proved on the
+loaded model, by comparison with whole passes, before they are used; what is not proved is run whole.
 """
 
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,10 +78,12 @@ class PartialForward:
     Args:
         chat: the model.
         prefix: tokens with which all prompts begin; empty to share nothing.
+        tail: path of the part of the last block that is run at the last token only; None to run it whole.
     """
 
     chat: ChatModel
     prefix: tuple[int, ...] = ()
+    tail: str | None = None
     _base_cache: Any = field(default=None, init=False)
     _kept: "OrderedDict[Hashable, _Kept]" = field(default_factory=OrderedDict, init=False)
     _kept_bytes: int = field(default=0, init=False)
@@ -89,21 +92,24 @@ class PartialForward:
 
     @classmethod
     def of(cls, chat: ChatModel, sequences: Sequence[Sequence[int]], change: Change) -> "PartialForward":
-        """Find what the prompts share, and prove that the model's cache can share it under such a change."""
+        """Find what the prompts share, and prove what may be left out under such a change."""
         prefix = shared_prefix(sequences)
-        mean = sum(map(len, sequences)) / len(sequences)
-        if len(prefix) < _SHORTEST_SHARE * mean:
-            return cls(chat)
-        found = cls(chat, prefix)
-        ends = _shortest_and_longest(sequences)
-        vector = _probe_vector(chat)
-        try:
-            short = found.logits(ends, vector, change)
-        except _UNSUPPORTED:
-            return cls(chat)
-        whole = cls(chat)
-        found._forget()
-        return found if same_logits(short, whole.logits(ends, vector, change), _dtype(chat)) else whole
+        if len(prefix) * len(sequences) < _SHORTEST_SHARE * sum(map(len, sequences)):
+            prefix = ()
+        ends, vector, plain = _shortest_and_longest(sequences), _probe_vector(chat), cls(chat)
+        whole = plain.logits(ends, vector, change)
+
+        def proved(shorter: "PartialForward") -> bool:
+            try:
+                short = shorter.logits(ends, vector, change)
+            except _UNSUPPORTED:
+                return False
+            shorter._forget()
+            return same_logits(short, whole, _dtype(chat))
+
+        tail = next((each for each in _tails(chat) if proved(cls(chat, (), each))), None)
+        tries = [cls(chat, prefix, tail), cls(chat, prefix)] if prefix else []
+        return next((each for each in tries if proved(each)), cls(chat, (), tail))
 
     def logits(
         self,
@@ -138,6 +144,7 @@ class PartialForward:
             if count:
                 cache = self._cache(vectors, change, beginnings, start, repeats=n)
             stack.enter_context(change(vectors.repeat_interleave(n, dim=0)))
+            stack.enter_context(self._ending())
             logits = self._run(tiled, cache)
         return logits.view(len(vectors), n, -1)
 
@@ -207,6 +214,7 @@ class PartialForward:
                 stream = inputs.prefix[block].expand(len(vectors), -1, -1)
                 stack.enter_context(self._starting_at(block, stream))
             stack.enter_context(change(vectors))
+            stack.enter_context(self._ending())
             cache = self._run_prefix(len(vectors))
         return [_kept_row(cache, row, 0 if start is None else start[0]) for row in range(len(vectors))]
 
@@ -242,6 +250,10 @@ class PartialForward:
         with torch.no_grad():
             logits: Tensor = self.chat.model(**inputs | {"use_cache": True, "past_key_values": cache}).logits[:, -1]
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _ending(self) -> AbstractContextManager[None]:
+        """The last block runs its `tail` at the last token; where that is added up it stands for all tokens."""
+        return nullcontext() if self.tail is None else hooked(self.chat.module, inputs={self.tail: _last_token})
 
     # Starting at a block ---------------------------------------------------------------------------------------------
 
@@ -286,6 +298,22 @@ def same_logits(one: Tensor, two: Tensor, dtype: torch.dtype) -> bool:
         return False
     scale = two[finite].abs().max().clamp_min(1e-3) if finite.any() else 1.0
     return bool(((one - two)[finite].abs() <= TOLERANCES.get(dtype, _HALF) * scale).all())
+
+
+def _tails(chat: ChatModel) -> list[str]:
+    """Parts of the last block that may be its MLP: the largest first, two at most."""
+    block = chat.layout.blocks[-1]
+    sizes = {
+        f"{block}.{name}": sum(parameter.numel() for parameter in part.parameters())
+        for name, part in chat.module.get_submodule(block).named_children()
+    }
+    return sorted((path for path, size in sizes.items() if size), key=lambda path: -sizes[path])[:2]
+
+
+def _last_token(stream: Tensor) -> Tensor:
+    if stream.dim() != 3:
+        raise NotImplementedError("the tokens of all rows lie in one dimension")
+    return stream[:, -1:]
 
 
 def _dtype(chat: ChatModel) -> torch.dtype:
