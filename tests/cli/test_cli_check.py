@@ -122,7 +122,7 @@ def test_the_workflow_uploads_no_harmful_prompt(workflow):
     harmful = [json.loads(line)["prompt"] for line in lines]
     uploaded = "".join(path.read_text() for path in (workflow.folder / "gate").iterdir())
     spoken = "".join(done.stdout + done.stderr for done in workflow.done.values())
-    assert len(harmful) == 148
+    assert len(harmful) == 100
     assert [text for text in harmful if text in uploaded or text in spoken] == []
 
 

@@ -86,8 +86,8 @@ class Study:
         """Refusal scores of the unchanged model, [prompt], float64; computed once."""
         key = (label, split)
         if key not in self._scores:
+            compared = self.base_logits(label, split)  # first: they show damaged weights, which refuse nothing either
             tokens, size = self.token_ids, self.settings.batch_size
-            compared = self.base_logits(label, split)
             others = self.encode(label, split)[len(compared) :]
             known = [refusal_scores(compared, tokens)] if len(compared) else []
             self._scores[key] = torch.cat([*known, scores_after(self.chat, others, tokens, batch_size=size)])
