@@ -90,6 +90,22 @@ def test_encode_equals_the_tokenizers_own_chat_encoding(prompt, template):
     assert ChatTemplate(tokenizer).encode(prompt) == expected
 
 
+def test_a_prompt_is_rendered_once_until_the_template_changes(monkeypatch):
+    monkeypatch.setattr("demur.models._chat_template._KEPT", 3)
+    template, rendered, render = ChatTemplate(tiny_tokenizer()), [], ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda self, prompt: rendered.append(prompt) or render(self, prompt))
+    first = template.encode("a")
+    expected = list(first)
+    first.append(7)
+    assert template.encode("a") == expected
+    assert rendered == ["a"]
+    template.tokenizer.chat_template = PLAIN
+    assert template.encode("a") == byte_ids(template.tokenizer, "[user]a[answer]")
+    template.encode("b")
+    assert template.encode("a") == byte_ids(template.tokenizer, "[user]a[answer]")
+    assert rendered == ["a", "a", "b", "a"]  # no more than three are kept, a probe of its own among them
+
+
 def test_a_template_with_a_bos_renders_exactly_one():
     ids = ChatTemplate(with_bos("{{ bos_token }}" + PLAIN)).encode("hello")
     assert ids[0] == 1

@@ -4,6 +4,7 @@ Knows nothing about models or layers. Positions are computed from renderings, ne
 """
 
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,10 @@ _OPENS = re.compile(
 _CLOSES = re.compile(
     r"</(?:\w+:)?(?:think(?:ing)?|reasoning)>|\[/THINK\]|<\|channel\|>final|<channel\|>|<\|END_THINKING\|>|◁/think▷"
 )
+
+
+_KEPT = 2**13
+"""Most prompts whose token ids are kept."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class ChatTemplate:
     response_prefix: str = ""
     earlier: tuple[tuple[str, str], ...] = ()
     """Turns before the prompt, as (role, text)."""
+    _encoded: "dict[tuple[str, str], array[int]]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -115,8 +121,17 @@ class ChatTemplate:
             return False  # it takes the system prompt that was given, only not ours
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of the rendered prompt; the template alone decides about special tokens."""
-        return list(self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"])
+        """Token ids of the rendered prompt; the template alone decides about special tokens.
+
+        They are kept: a calibration asks for the same prompts again and again.
+        """
+        key = (str(self.tokenizer.chat_template), prompt)
+        if key not in self._encoded:
+            if len(self._encoded) >= _KEPT:
+                self._encoded.clear()
+            ids = self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"]
+            self._encoded[key] = array("l", ids)
+        return self._encoded[key].tolist()
 
     def bos_tokens(self) -> int:
         """How many beginning-of-sequence tokens a rendering starts with: 0 or 1."""
