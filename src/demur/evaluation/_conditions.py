@@ -82,10 +82,10 @@ class Condition:
 
     def requests(self, chat: ChatModel, prompts: Sequence[str]) -> list[tuple[list[int], Continuation]]:
         """Token ids of each prompt under this condition, and how its answer goes on."""
-        opening = tuple(self._opening(chat))
+        opening, template = tuple(self._opening(chat)), self.template(chat)
         return [
             (
-                self._encode(chat, prompt),
+                self._encode(chat, template, prompt),
                 Continuation(opening, None if self.sample is None else _seed(prompt, f"sample {self.sample}")),
             )
             for prompt in prompts
@@ -96,11 +96,11 @@ class Condition:
         """What the model reads before it answers: conditions that are alike in this can be asked together."""
         return replace(self, name="", family="given", opening_tokens=0, sample=None)
 
-    def _encode(self, chat: ChatModel, prompt: str) -> list[int]:
+    def _encode(self, chat: ChatModel, template: ChatTemplate, prompt: str) -> list[int]:
         text = prompt + _random_suffix(chat, prompt, self.suffix_tokens)
         if self.without_template:
             return list(chat.tokenizer(text)["input_ids"])
-        return self.template(chat).encode(text)
+        return template.encode(text)
 
     def _opening(self, chat: ChatModel) -> list[int]:
         return list(chat.tokenizer(OPENING, add_special_tokens=False)["input_ids"])[: self.opening_tokens]
