@@ -143,7 +143,7 @@ def test_an_opening_is_what_the_answer_goes_on_from(toy):
 
 
 def test_a_suffix_follows_the_prompt_and_depends_on_it_alone(toy):
-    rendered = [toy.tokenizer.decode(SUFFIX._encode(toy, prompt)) for prompt in ("Alpha", "Beta", "Alpha")]
+    rendered = [toy.tokenizer.decode(tokens) for tokens, _ in SUFFIX.requests(toy, ["Alpha", "Beta", "Alpha"])]
     assert rendered[0] == rendered[2] != rendered[1].replace("Beta", "Alpha")
     assert "Alpha " in rendered[0]
     assert len(rendered[0]) > len(toy.template.render("Alpha")) + 8
@@ -154,7 +154,7 @@ def test_system_prompt_and_earlier_turn_are_rendered(toy):
     earlier = Condition("earlier-turn", "template", earlier_turn=True).template(toy).render("Alpha")
     assert NEUTRAL_SYSTEM in system
     assert earlier.index("Of course.") < earlier.index("Alpha")
-    assert BARE._encode(toy, "Alpha") == toy.tokenizer("Alpha")["input_ids"]
+    assert BARE.requests(toy, ["Alpha"])[0][0] == toy.tokenizer("Alpha")["input_ids"]
 
 
 def test_samples_do_not_depend_on_the_batch_and_differ_by_seed(toy, harmful):
