@@ -54,11 +54,11 @@ def test_sharing_a_beginning_and_starting_late_change_no_logit(family):
         torch.testing.assert_close(
             passes.logits(sequences, units, ablate, beginnings=named("abc", units)), expected, rtol=0, atol=near
         )
-    started = 0
+    started, startable = 0, passes.startable(range(chat.n_layers), sequences)
     for layer in range(chat.n_layers):
         add = partial(adding_rows, chat, layer=layer)
         start = None
-        if passes.can_start_at(layer, sequences, units[0], add):
+        if layer in startable:
             start = (layer, passes.block_inputs(sequences, [layer]))
             started += 1
         beginnings = named([(layer, index) for index in range(3)], units)
@@ -115,11 +115,12 @@ def test_a_model_whose_later_blocks_read_earlier_ones_is_run_whole():
     seen = []
     first.mlp.register_forward_hook(lambda _m, _a, output: seen.append(output))
     last.register_forward_hook(lambda _m, _a, output: output + 0.1 * seen[-1].mean())
-    sequences, units = chat.encode(TEXTS), vectors(chat)
-    for layer, fine in ((0, True), (1, False), (2, False)):
+    sequences = chat.encode(TEXTS)
+    for layer in range(3):
         seen.append(torch.tensor(7.0))
-        passes = PartialForward(chat)
-        assert passes.can_start_at(layer, sequences, units[0], partial(adding_rows, chat, layer=layer)) is fine
+        assert PartialForward(chat).startable([layer], sequences) == [0][: layer == 0]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        assert PartialForward(chat).startable(order, sequences) == [0]
 
 
 def test_a_model_that_takes_no_cache_shares_nothing():

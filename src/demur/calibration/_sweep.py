@@ -169,7 +169,8 @@ class Sweep:
             new = tuple(name for name in names if name not in self._together)
             self._together.update(dict.fromkeys(new, new))
         open_units = [unit for unit in units if any(self.pieces.get(kind, each, span) is None for each in unit)]
-        starts = self._starts(scored, sequences, [unit[0] for unit in open_units]) if scored.adds else {}
+        layers = sorted({unit[0][2] for unit in open_units})
+        starts = self._starts(scored, sequences, layers) if scored.adds and layers else {}
 
         def computed(unit: Sequence[Candidate], places: Sequence[int]) -> Tensor:
             vectors = torch.stack([self.vectors[each] for each in unit])
@@ -216,15 +217,11 @@ class Sweep:
         return self._passes.logits(sequences, _units(vectors), partial(ablating_rows, self.chat), beginnings=beginnings)
 
     def _starts(
-        self, scored: ScoredPrompts, sequences: Sequence[Sequence[int]], examples: Sequence[Candidate]
+        self, scored: ScoredPrompts, sequences: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> dict[int, BlockInputs]:
         """By layer at which passes may start: the inputs of the unchanged model."""
-        layers = [
-            layer
-            for layer, example in {each[2]: each for each in examples}.items()
-            if self._passes.can_start_at(layer, scored.encoded, self.vectors[example], self._adding(layer))
-        ]
-        return dict.fromkeys(layers, self._passes.block_inputs(sequences, layers)) if layers else {}
+        startable = self._passes.startable(layers, scored.encoded)
+        return dict.fromkeys(startable, self._passes.block_inputs(sequences, startable)) if startable else {}
 
     def _adding(self, layer: int) -> Callable[[Tensor], AbstractContextManager[None]]:
         return partial(adding_rows, self.chat, layer=layer)

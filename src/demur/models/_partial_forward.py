@@ -31,6 +31,8 @@ _SHORTEST_SHARE = 0.1
 """A shared beginning of less than this share of a prompt saves less than the cache costs."""
 _KEPT_BYTES = 2**29
 """Most memory for kept keys and values of beginnings."""
+_PROOF_BYTES = 2**28
+"""Most memory for block inputs while starts are proved."""
 _UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
 """How models say that they do not take a cache, or not such a one."""
 
@@ -163,27 +165,39 @@ class PartialForward:
                 self._run(batch, cache)
         return BlockInputs(rest, prefix)
 
-    def can_start_at(self, block: int, sequences: Sequence[Sequence[int]], vector: Tensor, change: Change) -> bool:
-        """Whether passes may start at a block: proved once for each, on the shortest and the longest prompt.
+    def startable(self, blocks: Sequence[int], sequences: Sequence[Sequence[int]]) -> list[int]:
+        """Those of `blocks` at which passes may start: proved once for each, on the shortest and the longest prompt.
 
         Args:
-            block: where `change` adds.
+            blocks: where vectors will be added.
             sequences: token ids of all prompts.
-            vector: [d_model], one that will be added.
-            change: adds at that block.
         """
-        if block not in self._starts:
-            ends = _shortest_and_longest(sequences)
+        ends = _shortest_and_longest(sequences)
+        unknown = sorted(set(blocks) - set(self._starts))
+        at_once = max(1, _PROOF_BYTES // (2 * len(ends[1]) * self.chat.layout.d_model * _dtype(self.chat).itemsize))
+        for first in range(0, len(unknown), at_once):
+            self._starts.update(self._proved_starts(unknown[first : first + at_once], ends))
+        return [block for block in blocks if self._starts[block]]
+
+    def _proved_starts(self, blocks: Sequence[int], ends: Sequence[Sequence[int]]) -> dict[int, bool]:
+        nothing, change = torch.zeros(1, self.chat.layout.d_model, dtype=torch.float64), _unchanged
+        try:
+            inputs = self.block_inputs(ends, blocks)
+        except _UNSUPPORTED:
+            return dict.fromkeys(blocks, False)
+        whole = PartialForward(self.chat).logits(ends, nothing, change)
+        proved = {}
+        # A block that remembers earlier ones must not pass for one that need not, so all have read something else, and
+        # the highest start comes first: no block below a start has run again.
+        self.chat.run(self.chat.batch([ends[0][::-1]]))
+        for block in sorted(blocks, reverse=True):
             try:
-                inputs = self.block_inputs(ends, [block])
-                self.chat.run(self.chat.batch(ends[:1]))  # a module that remembers must not pass for one that need not
-                short = self.logits(ends, vector[None], change, start=(block, inputs))
+                short = self.logits(ends, nothing, change, start=(block, inputs))
             except _UNSUPPORTED:
-                self._starts[block] = False
+                proved[block] = False
             else:
-                whole = PartialForward(self.chat).logits(ends, vector[None], change)
-                self._starts[block] = same_logits(short, whole, _dtype(self.chat))
-        return self._starts[block]
+                proved[block] = same_logits(short, whole, _dtype(self.chat))
+        return proved
 
     # The shared beginning --------------------------------------------------------------------------------------------
 
@@ -314,6 +328,10 @@ def _last_token(stream: Tensor) -> Tensor:
     if stream.dim() != 3:
         raise NotImplementedError("the tokens of all rows lie in one dimension")
     return stream[:, -1:]
+
+
+def _unchanged(_vectors: Tensor) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _dtype(chat: ChatModel) -> torch.dtype:
