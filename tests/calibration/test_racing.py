@@ -83,6 +83,32 @@ def test_a_filter_keeps_exactly_what_the_whole_means_keep(data, prompts):
         assert race.filter(limit, range(len(values))) == [key for key, row in enumerate(values) if passes(row)]
 
 
+@given(st.integers(1, 20), st.floats(-20, 20), st.booleans())
+def test_until_some_prompt_no_values_reject_and_from_there_some_do(prompts, edge, upper):
+    score = Score("score", prompts, -MOST, MOST)
+    limit = Limit(score, "limit", at_most=edge) if upper else Limit(score, "limit", at_least=edge)
+    worst = MOST if upper else -MOST
+    undecided = limit.undecided
+    assert 0 <= undecided < prompts
+    assert not any(limit.fails((worst,) * measured) for measured in range(1, undecided + 1))
+    assert limit.fails((worst,) * (undecided + 1)) or undecided == prompts - 1
+
+
+@pytest.mark.parametrize(("rows", "spans"), [(64, [8, 2, 2, 2, 2]), (5, [5, 3, 2, 2, 2, 2])])
+def test_what_cannot_reject_yet_is_measured_together(rows, spans):
+    """A mean of at least 0 of 16 prompts: eight at the least value could still be made up for."""
+    asked = []
+
+    def measure(_kind, span, keys):
+        asked.append(len(span))
+        return dict.fromkeys(keys, (0.0,) * len(span))
+
+    limit = Limit(Score("score", 16, -1.0, 1.0), "limit", at_least=0.0)
+    assert limit.undecided == 8
+    assert Race(measure, rows).filter(limit, range(100)) == list(range(100))
+    assert asked == spans
+
+
 def test_what_is_hopeless_is_not_measured_to_the_end():
     prompts = 32
     book = Book({"kl": {"bad": (1.0,) * prompts, "good": (0.0,) * prompts}})

@@ -61,6 +61,17 @@ class Limit:
     read: Callable[[float], float] = float
     """From a measured value to the term that is averaged."""
 
+    @property
+    def undecided(self) -> int:
+        """Prompts that can be measured before any values could reject a candidate, whatever they are."""
+        prompts, least, most = self.score.prompts, self.score.least, self.score.most
+
+        def may_decide(measured: int) -> bool:
+            highest, lowest = self.score.highest([least] * measured), self.score.lowest([most] * measured)
+            return highest < self.at_least - _SLACK or lowest > self.at_most + _SLACK
+
+        return next((measured for measured in range(1, prompts) if may_decide(measured)), prompts) - 1
+
     def fails(self, values: Values) -> bool:
         """Whether no values of the other prompts can bring the mean within the limit."""
         terms = [self.read(value) for value in values]
@@ -107,20 +118,21 @@ class Race(Generic[Key]):
             return None
         return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
 
-    def extend(self, score: Score, keys: Iterable[Key], *, to: int | None = None) -> list[Key]:
+    def extend(self, score: Score, keys: Iterable[Key], *, to: int | None = None, together: int = 0) -> list[Key]:
         """Measure the next prompts of the candidates that have the fewest; return which these are.
 
         Args:
             score: what is measured.
             keys: candidates.
             to: up to which prompt at most; by default as many as fit into one batch.
+            together: up to which prompt nothing is decided, so that larger batches cost nothing.
         """
         behind = [key for key in keys if len(self.of(score, key)) < (score.prompts if to is None else to)]
         if not behind:
             return []
         start = min(len(self.of(score, key)) for key in behind)
         behind = [key for key in behind if len(self.of(score, key)) == start]
-        fitting = max(first_step(score.prompts), self.rows // len(behind))
+        fitting = max(first_step(score.prompts), self.rows // len(behind), min(together - start, self.rows))
         span = range(start, min(start + fitting, score.prompts if to is None else to))
         for key, values in self.measure(score.kind, span, behind).items():
             self.values[score.kind, key] = self.of(score, key) + values
@@ -142,7 +154,7 @@ class Race(Generic[Key]):
                 if values and limit.fails(values):
                     self.rejected[key] = limit.name if all(math.isfinite(limit.read(one)) for one in values) else "nan"
             alive = [key for key in alive if key not in self.rejected]
-            if not self.extend(limit.score, alive, to=to):
+            if not self.extend(limit.score, alive, to=to, together=limit.undecided):
                 return alive
 
     def lowest(
