@@ -9,7 +9,7 @@ loaded model, by comparison with whole passes, before they are used; what is not
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,22 +180,18 @@ class PartialForward:
         return [block for block in blocks if self._starts[block]]
 
     def _proved_starts(self, blocks: Sequence[int], ends: Sequence[Sequence[int]]) -> dict[int, bool]:
-        nothing, change = torch.zeros(1, self.chat.layout.d_model, dtype=torch.float64), _unchanged
+        nothing, proved = torch.zeros(1, self.chat.layout.d_model, dtype=torch.float64), dict.fromkeys(blocks, False)
         try:
             inputs = self.block_inputs(ends, blocks)
         except _UNSUPPORTED:
-            return dict.fromkeys(blocks, False)
-        whole = PartialForward(self.chat).logits(ends, nothing, change)
-        proved = {}
+            return proved
+        whole = PartialForward(self.chat).logits(ends, nothing, _unchanged)
         # A block that remembers earlier ones must not pass for one that need not, so all have read something else, and
         # the highest start comes first: no block below a start has run again.
         self.chat.run(self.chat.batch([ends[0][::-1]]))
         for block in sorted(blocks, reverse=True):
-            try:
-                short = self.logits(ends, nothing, change, start=(block, inputs))
-            except _UNSUPPORTED:
-                proved[block] = False
-            else:
+            with suppress(*_UNSUPPORTED):
+                short = self.logits(ends, nothing, _unchanged, start=(block, inputs))
                 proved[block] = same_logits(short, whole, _dtype(self.chat))
         return proved
 
