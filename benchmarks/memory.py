@@ -69,10 +69,12 @@ def measure(what: str, shape: str) -> dict[str, float]:
     """Loaded memory, and the peak after one call."""
     chat = random_chat_model(shape)
     harmful, harmless = prompt_texts("harmful", 30), prompt_texts("harmless", 30)
+    # A selection reads both: what it is compared with is the widest batch of either.
+    longest = max((harmful, harmless), key=lambda texts: max(map(len, chat.encode(texts))))
     runs = {
-        "bare": lambda: bare(chat, harmful),
+        "bare": lambda: bare(chat, longest),
         "extraction": lambda: mean_activations(
-            chat, harmful, n_positions=len(chat.template.post_instruction_tokens()), batch_size=ROWS
+            chat, longest, n_positions=len(chat.template.post_instruction_tokens()), batch_size=ROWS
         ),
     }
     if what == "selection":

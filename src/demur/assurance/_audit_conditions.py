@@ -8,12 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from demur.assurance._audit_study import AuditStudy
-from demur.evaluation import (
-    Condition,
-    applicable_conditions,
-    bootstrap_mean,
-    scores_after,
-)
+from demur.evaluation import Condition, applicable_conditions, bootstrap_mean, scores_after
 from demur.interventions import Intervention, RoundedWeights
 from demur.models import ChatModel, Completion
 from demur.prompts import Prompt, PromptSet
