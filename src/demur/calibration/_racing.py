@@ -147,14 +147,14 @@ class Race(Generic[Key]):
 
     def filter(self, limit: Limit, keys: Iterable[Key], *, to: int | None = None) -> list[Key]:
         """Measure until every candidate is rejected or complete (up to `to`); return those that are left, in order."""
-        alive = list(keys)
+        alive, undecided = list(keys), limit.undecided
         while True:
             for key in alive:
                 values = self.of(limit.score, key)
                 if values and limit.fails(values):
                     self.rejected[key] = limit.name if all(math.isfinite(limit.read(one)) for one in values) else "nan"
             alive = [key for key in alive if key not in self.rejected]
-            if not self.extend(limit.score, alive, to=to, together=limit.undecided):
+            if not self.extend(limit.score, alive, to=to, together=undecided):
                 return alive
 
     def lowest(

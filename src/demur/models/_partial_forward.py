@@ -180,7 +180,8 @@ class PartialForward:
         return [block for block in blocks if self._starts[block]]
 
     def _proved_starts(self, blocks: Sequence[int], ends: Sequence[Sequence[int]]) -> dict[int, bool]:
-        nothing, proved = torch.zeros(1, self.chat.layout.d_model, dtype=torch.float64), dict.fromkeys(blocks, False)
+        proved = dict.fromkeys(blocks, False)
+        nothing = torch.zeros(1, self.chat.layout.d_model, dtype=torch.float64)
         try:
             inputs = self.block_inputs(ends, blocks)
         except _UNSUPPORTED:
