@@ -100,9 +100,9 @@ def random_chat_model(
     return chat_model(model, shape)
 
 
-def chat_model(model: Any, shape: str) -> ChatModel:
-    """A chat model of random weights."""
-    return ChatModel(model, tiny_tokenizer(chat_template=TEMPLATE), f"random-{shape}")
+def chat_model(model: Any, shape: str, *, header: str = "") -> ChatModel:
+    """A chat model of random weights; `header` is what every prompt begins with."""
+    return ChatModel(model, tiny_tokenizer(chat_template=header + TEMPLATE), f"random-{shape}")
 
 
 def plant_refusal(chat: ChatModel, refused: Sequence[str], answered: Sequence[str], *, score: float = 4.0) -> int:

@@ -1,6 +1,8 @@
 """Memory: peak over the loaded weights of extraction and of a selection, against one bare forward of the same batch.
 
-The selection is over two layers, 10 candidates: its peak is that of its batches, not of their number.
+Prompts begin alike, as under most chat templates. One selection is over two layers, 10 candidates; where that does not
+take too long, another is over all layers: what it keeps for each candidate (keys and values of the shared beginning)
+and each layer (block inputs) grows with their number, up to bounds of 512 and 256 MiB.
 Each is measured in a process of its own, so that no peak hides another's (Linux: the peak is reset after loading). The
 allocator is told to hand large blocks back when they are freed, so that the peak is that of what is in use.
 """
@@ -14,12 +16,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _common import Result, arguments, finish, median, plant_refusal, prompt_texts, random_chat_model, select_direction
+from _common import (
+    Result,
+    arguments,
+    chat_model,
+    finish,
+    median,
+    plant_refusal,
+    prompt_texts,
+    random_model,
+    select_direction,
+)
 
 from demur.activations import mean_activations
 from demur.models import ChatModel, length_sorted_batches
 
-WHAT = ("bare", "extraction", "selection")
+WHAT = ("bare", "extraction", "selection", "selection, all layers")
+TOO_LONG = ("0.5b",)
+"""Shapes whose selection over all layers is left out."""
+HEADER = "<|im_start|>You are a helpful model."
+SHORT_HEADER = "<|im_start|>s"
+"""For the tiny shape: behind a longer one too few of its prompts can be told apart by a planted token."""
 ROWS = 16
 """Rows of a batch, for all of them."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -40,7 +57,7 @@ def main() -> None:
         return
     result = Result("Memory", ("shape", "what", "loaded MiB", "peak over loaded MiB"))
     for shape in options.shapes:
-        peaks: dict[str, list[float]] = {what: [] for what in WHAT}
+        peaks: dict[str, list[float]] = {what: [] for what in WHAT[: -1 if shape in TOO_LONG else None]}
         loaded = 0.0
         for _ in range(options.repeats):
             for what, values in peaks.items():
@@ -49,7 +66,7 @@ def main() -> None:
                 values.append(measured["peak"] - loaded)
         for what, values in peaks.items():
             result.rows.append((shape, what, loaded, median(values)))
-        for what in WHAT[1:]:
+        for what in list(peaks)[1:]:
             ratio = median(peaks[what]) / median(peaks["bare"])
             result.ratio(f"{shape}: peak over weights of {what} / bare", ratio, at_most=1.2)
     finish(result, options)
@@ -67,7 +84,7 @@ def in_own_process(what: str, shape: str) -> dict[str, float]:
 
 def measure(what: str, shape: str) -> dict[str, float]:
     """Loaded memory, and the peak after one call."""
-    chat = random_chat_model(shape)
+    chat = chat_model(random_model(shape), shape, header=SHORT_HEADER if shape == "tiny" else HEADER)
     harmful, harmless = prompt_texts("harmful", 30), prompt_texts("harmless", 30)
     # A selection reads both: what it is compared with is the widest batch of either.
     longest = max((harmful, harmless), key=lambda texts: max(map(len, chat.encode(texts))))
@@ -77,11 +94,10 @@ def measure(what: str, shape: str) -> dict[str, float]:
             chat, longest, n_positions=len(chat.template.post_instruction_tokens()), batch_size=ROWS
         ),
     }
-    if what == "selection":
+    if what.startswith("selection"):
         token = plant_refusal(chat, harmful, harmless)
-        runs["selection"] = lambda: select_direction(
-            chat, token, harmful, harmless, batch_size=ROWS, layer_fraction=2.01 / chat.n_layers
-        )
+        share = 2.01 / chat.n_layers if what == "selection" else 0.8
+        runs[what] = lambda: select_direction(chat, token, harmful, harmless, batch_size=ROWS, layer_fraction=share)
     chat.next_token_logits(chat.batch(chat.encode(["Hi"])))  # what libraries allocate once is not the batch's
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
