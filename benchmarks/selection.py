@@ -6,7 +6,7 @@
 Same model, prompts, candidates and limits. The naive sweep is that of the published pipeline: bypass, induce and KL of
 every candidate of every layer, one candidate at a time, 32 prompts in a batch, logits of all positions in float64.
 On the largest shape it is timed on a random sample of its candidates and multiplied. The floor replays the forward
-passes that ours ran (rows, tokens, first block) on the bare model: no hooks, no cache, no scores; every third of them
+passes that ours ran (rows, tokens, blocks) on the bare model: no hooks, no cache, no scores; every third of them
 where they are many, multiplied by their work.
 
 Random weights refuse nothing. So a refusal token is planted (its row of the output head is fitted to prompts), and the
@@ -151,16 +151,16 @@ def _loose_scores(case: Case, candidates: Tensor, n_scored: int) -> list[ScoreRo
 
 @contextmanager
 def recorded(chat: ChatModel) -> Iterator[list[tuple[int, int, int]]]:
-    """Every forward pass that runs: rows, tokens, first block."""
+    """Every forward pass that runs: rows, tokens, blocks."""
     passes: list[tuple[int, int, int]] = []
 
     def note(_module: Any, _args: Any, kwargs: Any) -> None:
-        passes.append((*kwargs["input_ids"].shape, 0))
+        passes.append((*kwargs["input_ids"].shape, chat.n_layers))
 
     def skipped(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if (output if isinstance(output, Tensor) else output[0]) is (args[0] if args else kwargs["hidden_states"]):
-            rows, tokens, first = passes[-1]
-            passes[-1] = rows, tokens, first + 1
+            rows, tokens, blocks = passes[-1]
+            passes[-1] = rows, tokens, blocks - 1
 
     blocks = [chat.module.get_submodule(path) for path in chat.layout.blocks]
     handles = [chat.module.register_forward_pre_hook(note, with_kwargs=True)]
@@ -176,19 +176,17 @@ def replay(chat: ChatModel, passes: list[tuple[int, int, int]]) -> float:
     """Seconds of the same passes on the bare model, whose last block reads as little as it may."""
     proved = PartialForward.of(chat, [[1, 2, 3], [4, 5, 6, 7]], partial(ablating_rows, chat))
     bare = PartialForward(chat, tail=proved.tail)
-    bare.block_inputs([[1, 2]], [])
+    bare.advanced([[1, 2]], 0, rows=1)  # learns what the blocks return
     replayed = passes[::3] if len(passes) > MANY_PASSES else passes
-    work, done = (
-        sum(rows * tokens * (chat.n_layers - first) for rows, tokens, first in each) for each in (passes, replayed)
-    )
+    work, done = (sum(rows * tokens * blocks for rows, tokens, blocks in each) for each in (passes, replayed))
     start = time.perf_counter()
     with bare._ending():
-        for rows, tokens, first in replayed:
+        for rows, tokens, blocks in replayed:
             batch = {"input_ids": torch.ones(rows, tokens, dtype=torch.long)}
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-            if first:
+            if blocks < chat.n_layers:
                 stream = torch.ones(rows, tokens, chat.layout.d_model, dtype=chat.layout.dtype)
-                with bare._starting_at(first, stream):
+                with bare._running(chat.n_layers - blocks, stream if blocks else None):
                     chat.next_token_logits(batch, check=False)
             else:
                 chat.next_token_logits(batch, check=False)

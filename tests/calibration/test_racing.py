@@ -28,22 +28,30 @@ class Book:
     def __init__(self, tables):
         self.tables, self.asked = tables, Counter()
 
-    def __call__(self, kind, span, keys):
-        for key in keys:
-            self.asked.update((kind, key, place) for place in span)
-        return {key: self.tables[kind][key][span.start : span.stop] for key in keys}
+    def __call__(self, asks):
+        for ask in filter(None, asks):
+            assert set(ask.keys) <= set(ask.heat)
+            self.asked.update((ask.kind, key, place) for key in ask.keys for place in ask.span)
+        return [
+            {key: self.tables[ask.kind][key][ask.span.start : ask.span.stop] for key in ask.keys} if ask else {}
+            for ask in asks
+        ]
 
 
-@given(st.data(), st.integers(1, 11), st.integers(1, 40))
+def in_heats_of(size):
+    return lambda _kind, keys: [keys[start : start + size] for start in range(0, len(keys), size)]
+
+
+@given(st.data(), st.integers(1, 11), st.integers(1, 40), st.integers(1, 9), st.integers(1, 3))
 @settings(max_examples=300, deadline=None)
-def test_the_winner_under_limits_is_that_of_measuring_everything(data, prompts, rows):
+def test_the_winner_under_limits_is_that_of_measuring_everything(data, prompts, rows, size, lanes):
     score = data.draw(tables(value, prompts))
     n = len(score)
     kl = [tuple(data.draw(term) for _ in range(prompts)) for _ in range(n)]
     groups = [data.draw(st.integers(0, 2)) for _ in range(n)]
     limit = Limit(Score("kl", prompts, least=0.0), "kl", at_most=data.draw(term))
     book = Book({"score": dict(enumerate(score)), "kl": dict(enumerate(kl))})
-    race = Race(book, rows)
+    race = Race(book, rows, in_heats_of(size), lanes)
     lazy = data.draw(st.booleans())
     keys = list(range(n)) if lazy else race.filter(limit, range(n))
     found = race.lowest(
@@ -94,18 +102,44 @@ def test_until_some_prompt_no_values_reject_and_from_there_some_do(prompts, edge
     assert limit.fails((worst,) * (undecided + 1)) or undecided == prompts - 1
 
 
-@pytest.mark.parametrize(("rows", "spans"), [(64, [8, 2, 2, 2, 2]), (5, [5, 3, 2, 2, 2, 2])])
+@given(st.data(), st.integers(1, 11), st.integers(1, 40), st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_how_many_heats_run_at_a_time_changes_nothing_that_is_measured(data, prompts, rows, size):
+    tables_ = {name: dict(enumerate(data.draw(tables(value, prompts)))) for name in ("induce",)}
+    n = len(tables_["induce"])
+    tables_["score"] = {key: tuple(data.draw(value) for _ in range(prompts)) for key in range(n)}
+    limit = Limit(Score("induce", prompts, -MOST, MOST), "induce", at_least=data.draw(value))
+    races = [Race(Book(tables_), rows, in_heats_of(size), lanes) for lanes in (1, 2, 5)]
+    for race in races:
+        left = race.filter(limit, range(n))
+        race.lowest(Score("score", prompts, -MOST, MOST), left, group=lambda key: key % 2)
+    assert all(race.values == races[0].values for race in races)
+    assert all(race.rejected == races[0].rejected for race in races)
+
+
+def test_a_heat_ends_before_the_next_one_begins():
+    heats = []
+
+    def measure(asks):
+        heats.extend(ask.heat for ask in asks)
+        return [dict.fromkeys(ask.keys, (0.0,) * len(ask.span)) for ask in asks]
+
+    Race(measure, 4, in_heats_of(2)).complete(Score("score", 8), "abcde")
+    assert heats == [("a", "b")] * 4 + [("c", "d")] * 4 + [("e",)] * 2
+
+
+@pytest.mark.parametrize(("rows", "spans"), [(32, [8, 2, 2, 2, 2]), (20, [5, 3, 2, 2, 2, 2]), (1, [1] * 16)])
 def test_what_cannot_reject_yet_is_measured_together(rows, spans):
     """A mean of at least 0 of 16 prompts: eight at the least value could still be made up for."""
     asked = []
 
-    def measure(_kind, span, keys):
-        asked.append(len(span))
-        return dict.fromkeys(keys, (0.0,) * len(span))
+    def measure(asks):
+        asked.extend(len(ask.span) for ask in asks)
+        return [dict.fromkeys(ask.keys, (0.0,) * len(ask.span)) for ask in asks]
 
     limit = Limit(Score("score", 16, -1.0, 1.0), "limit", at_least=0.0)
     assert limit.undecided == 8
-    assert Race(measure, rows).filter(limit, range(100)) == list(range(100))
+    assert Race(measure, rows).filter(limit, range(4)) == list(range(4))
     assert asked == spans
 
 

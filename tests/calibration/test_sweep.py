@@ -1,6 +1,7 @@
 """The selection is that of the naive sweep: the same choice, the same value of every score that is reported."""
 
 import math
+import weakref
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -14,10 +15,11 @@ from demur.calibration._racing import first_step
 from demur.calibration._refusal_direction import _score as score_refusal
 from demur.calibration._score_books import ScoreBook
 from demur.calibration._selection import ScoreRow, select_refusal_direction
-from demur.calibration._sweep import Sweep, telling_first
+from demur.calibration._sweep import telling_first
 from demur.directions import orthogonalize
 from demur.errors import SelectionError
 from demur.evaluation import applicable_conditions, kl_divergences, next_token_logits, refusal_scores
+from demur.models import PartialForward
 from demur.records import RunFolder, ScorePiece, ScoreRecord
 from demur.testing import tiny_chat_model
 from demur.types import SilentProgress
@@ -357,16 +359,13 @@ def test_a_candidate_that_loses_refusals_under_pressure_is_not_chosen(case, tmp_
 def test_where_memory_does_not_suffice_the_passes_are_halved_and_the_choice_is_the_same(case, tmp_path, monkeypatch):
     notes = []
 
-    def small(real):
-        def passes(self, sequences, unit, *others):
-            if len(unit) * len(sequences) > 4:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return real(self, sequences, unit, *others)
+    def small(passes, sequences, vectors, change, **others):
+        if len(vectors) * len(sequences) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(passes, sequences, vectors, change, **others)
 
-        return passes
-
-    monkeypatch.setattr(Sweep, "_ablated", small(Sweep._ablated))
-    monkeypatch.setattr(Sweep, "_added", small(Sweep._added))
+    real = PartialForward.logits
+    monkeypatch.setattr(PartialForward, "logits", small)
     study = replace(case.study, folder=RunFolder(tmp_path))
     study.progress = SimpleNamespace(start=lambda *_: None, advance=lambda *_: None, note=notes.append)
     ours = select_refusal_direction(score_refusal(study, case.candidates), **limits(case))
@@ -374,6 +373,33 @@ def test_where_memory_does_not_suffice_the_passes_are_halved_and_the_choice_is_t
     assert (ours.selected.position, ours.selected.layer) == (naive.selected.position, naive.selected.layer)
     assert ours.selected.bypass_score == pytest.approx(naive.selected.bypass_score, abs=tolerance(case))
     assert any("out of memory" in note for note in notes)
+
+
+def test_what_is_kept_beside_a_batch_does_not_grow_with_candidates_or_layers(case, tmp_path, monkeypatch):
+    """Beginnings of half as many candidates as a pass has rows, and one block's inputs."""
+    made, held = {"beginnings": [], "advanced": []}, []
+
+    def noting(name, real):
+        def noted(self, *arguments, **named):
+            found = real(self, *arguments, **named)
+            made[name] += map(weakref.ref, found if isinstance(found, list) else [found])
+            return found
+
+        return noted
+
+    def counting(self, *arguments, **named):
+        held.append({name: len({id(each()) for each in refs if each()}) for name, refs in made.items()})
+        return logits(self, *arguments, **named)
+
+    logits = PartialForward.logits
+    for name in made:
+        monkeypatch.setattr(PartialForward, name, noting(name, getattr(PartialForward, name)))
+    monkeypatch.setattr(PartialForward, "logits", counting)
+    score_refusal(replace(case.study, folder=RunFolder(tmp_path)), case.candidates)
+    assert case.study.rows // 2 < len(case.ours)
+    assert 0 < max(each["beginnings"] for each in held) <= case.study.rows // 2
+    assert 0 < max(each["advanced"] for each in held) <= 4  # two of a proof at one block, and at the block before
+    assert held[-1]["advanced"] == 0
 
 
 def test_the_telling_prompts_come_first_and_the_short_ones_before_the_long():

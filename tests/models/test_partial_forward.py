@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from demur.interventions import ablating_rows, adding_rows
-from demur.models import Beginnings, PartialForward, hook_count
+from demur.models import PartialForward, hook_count
 from demur.testing import tiny_chat_model
 
 TEXTS = ["Hi", "What is a cat?", "How do I get to the main station from here?"]
@@ -21,12 +21,6 @@ PADDED_EXACTLY = ("llama", "gpt2", "falcon", "olmo2")
 def vectors(chat, n=3):
     drawn = torch.randn(n, chat.layout.d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return torch.nn.functional.normalize(drawn, dim=-1)
-
-
-def named(names, units):
-    """Every beginning in a pass of its own."""
-    lookup = dict(zip(names, units, strict=True))
-    return Beginnings(list(names), lambda name: ([name], lookup[name][None]))
 
 
 def one_by_one(chat, sequences, units, change):
@@ -50,21 +44,20 @@ def test_sharing_a_beginning_and_starting_late_change_no_logit(family):
     whole = partial(one_by_one, chat) if family in PADDED_EXACTLY else PartialForward(chat).logits
     near = 1e-11 if family in PADDED_EXACTLY else 1e-6  # some route experts, or normalize, in float32
     expected = whole(sequences, units, ablate)
-    for _ in range(2):  # the second time from what was kept
-        torch.testing.assert_close(
-            passes.logits(sequences, units, ablate, beginnings=named("abc", units)), expected, rtol=0, atol=near
-        )
-    started, startable = 0, passes.startable(range(chat.n_layers), sequences)
+    for beginnings in (None, passes.beginnings(units, ablate)):
+        found = passes.logits(sequences, units, ablate, beginnings=beginnings)
+        torch.testing.assert_close(found, expected, rtol=0, atol=near)
+    assert passes.startable(range(chat.n_layers), sequences) == list(range(chat.n_layers))
+    start = None
     for layer in range(chat.n_layers):
         add = partial(adding_rows, chat, layer=layer)
-        start = None
-        if layer in startable:
-            start = (layer, passes.block_inputs(sequences, [layer]))
-            started += 1
-        beginnings = named([(layer, index) for index in range(3)], units)
-        found = passes.logits(sequences, units, add, beginnings=beginnings, start=start)
-        torch.testing.assert_close(found, whole(sequences, units, add), rtol=0, atol=near)
-    assert started == chat.n_layers
+        start = passes.advanced(sequences, layer, since=start, rows=2)
+        expected = whole(sequences, units, add)
+        for beginnings in (None, passes.beginnings(units, add, start)):
+            found = passes.logits(sequences, units, add, beginnings=beginnings, start=start)
+            torch.testing.assert_close(found, expected, rtol=0, atol=near)
+        alone = passes.logits(sequences[1:], units, add, start=start.of([1, 2]))
+        torch.testing.assert_close(alone, expected[:, 1:], rtol=0, atol=near)
     assert hook_count(chat.module) == 0
     assert not any("forward" in module.__dict__ for module in chat.module.modules())
 
@@ -73,13 +66,27 @@ def test_blocks_below_the_start_do_not_run():
     chat = tiny_chat_model("llama")
     sequences, units = chat.encode(TEXTS), vectors(chat)
     passes = PartialForward(chat)
-    inputs = passes.block_inputs(sequences, [2])
+    inputs = passes.advanced(sequences, 2, rows=3)
     ran = []
     for index, path in enumerate(chat.layout.blocks):
         attention = chat.module.get_submodule(path).self_attn
         attention.register_forward_hook(lambda *_, index=index: ran.append(index))
-    passes.logits(sequences, units, partial(adding_rows, chat, layer=2), start=(2, inputs))
+    passes.logits(sequences, units, partial(adding_rows, chat, layer=2), start=inputs)
     assert ran == [2]
+
+
+def test_block_after_block_each_runs_once():
+    chat = tiny_chat_model("llama", num_hidden_layers=5)
+    sequences = chat.encode(TEXTS)
+    passes = PartialForward(chat)
+    start, ran = None, []
+    passes.advanced(sequences[:1], 0, rows=1)  # also learns what the blocks return
+    for index, path in enumerate(chat.layout.blocks):
+        chat.module.get_submodule(path).self_attn.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for block in (0, 1, 3, 3):
+        before, start = start, passes.advanced(sequences, block, since=start, rows=3)
+    assert start is before
+    assert ran == [0, 1, 2]
 
 
 def test_the_largest_part_of_the_last_block_runs_at_the_last_token_only():
@@ -143,15 +150,3 @@ def test_logits_that_are_not_numbers_prove_nothing():
     chat.model.lm_head.register_forward_hook(lambda _m, _a, output: output * float("nan"))
     passes = PartialForward.of(chat, sequences, partial(ablating_rows, chat))
     assert (passes.prefix, passes.tail) == ((), None)
-
-
-def test_what_is_kept_of_beginnings_stays_within_its_limit(monkeypatch):
-    chat = tiny_chat_model("llama")
-    monkeypatch.setattr("demur.models._partial_forward._KEPT_BYTES", 20_000)
-    sequences, units = chat.encode(TEXTS), vectors(chat, 9)
-    ablate = partial(ablating_rows, chat)
-    passes = PartialForward.of(chat, sequences, ablate)
-    found = passes.logits(sequences, units, ablate, beginnings=named(range(9), units))
-    assert 0 < passes._kept_bytes <= 20_000
-    assert passes._kept_bytes == sum(kept.size for kept in passes._kept.values())
-    torch.testing.assert_close(found, one_by_one(chat, sequences, units, ablate), rtol=0, atol=1e-11)

@@ -10,7 +10,7 @@ from demur.calibration._score_books import Candidate, Kind, PieceBook
 from demur.calibration._study import Study
 from demur.calibration._sweep import ReadLogits, ScoredPrompts, Sweep, telling_first
 from demur.evaluation import LARGEST_SCORE, Condition, kl_divergences, refusal_scores, scores_after
-from demur.models import FittingBatches
+from demur.models import FittingBatches, world
 from demur.types import PromptLabel
 
 GREATEST = LARGEST_SCORE + 1e-6
@@ -82,6 +82,12 @@ def race_of(
     pieces, fitting = PieceBook(study.folder.score_pieces), FittingBatches(study.progress.note)
     sweep = Sweep(study.chat, vectors, prompts, study.scores, pieces, study.rows, fitting)
     watched = Watched(study.progress, task, len(vectors))
-    race: Race[Candidate] = Race(sweep.measure, study.rows, lambda: watched.tell(race.rejected, race.outscored))
+    race: Race[Candidate] = Race(
+        sweep.measure,
+        study.rows,
+        heats=sweep.heats,
+        lanes=world().size,
+        watch=lambda: watched.tell(race.rejected, race.outscored),
+    )
     watched.start()
     return race, sweep

@@ -84,8 +84,22 @@ class Limit:
         return highest < self.at_least - _SLACK or lowest > self.at_most + _SLACK
 
 
-Measure = Callable[[Any, range, Sequence[Key]], Mapping[Key, Values]]
-"""Kind of score, which prompts (by their place in its order), candidates -> their values on these prompts."""
+@dataclass(frozen=True)
+class Ask(Generic[Key]):
+    """One measurement: candidates of one heat on the next prompts of a score."""
+
+    kind: Any
+    """Of the score."""
+    span: range
+    """Which prompts, by their place in its order."""
+    keys: tuple[Key, ...]
+    """Candidates."""
+    heat: tuple[Key, ...]
+    """All that are measured side by side, until none of them is left to measure."""
+
+
+Measure = Callable[[Sequence[Ask[Key] | None]], Sequence[Mapping[Key, Values]]]
+"""What each lane asks for, None where it has nothing left -> for each, its candidates with their values."""
 
 
 @dataclass
@@ -95,12 +109,16 @@ class Race(Generic[Key]):
     Args:
         measure: measures; called with spans of prompts in order, each candidate at most once for each prompt.
         rows: candidates times prompts that are measured well together.
+        heats: cuts candidates, in order, into those that are measured side by side, for a kind of score.
+        lanes: heats that are run at the same time. What is measured does not depend on it.
         watch: called after every measurement.
         rejected: candidate -> name of the filter that removed it, or nan.
     """
 
     measure: Measure[Key]
     rows: int
+    heats: Callable[[Any, Sequence[Key]], Iterable[Sequence[Key]]] = lambda _, keys: [keys]
+    lanes: int = 1
     watch: Callable[[], None] = lambda: None
     rejected: dict[Key, str] = field(default_factory=dict)
     outscored: set[Key] = field(default_factory=set)
@@ -118,44 +136,70 @@ class Race(Generic[Key]):
             return None
         return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
 
-    def extend(self, score: Score, keys: Iterable[Key], *, to: int | None = None, together: int = 0) -> list[Key]:
-        """Measure the next prompts of the candidates that have the fewest; return which these are.
+    def settle(
+        self,
+        score: Score,
+        keys: Iterable[Key],
+        *,
+        until: Callable[[Key], bool] = lambda _: False,
+        to: int | None = None,
+        together: int = 0,
+    ) -> None:
+        """Measure candidates, each for itself, until it is decided or complete.
+
+        Heat after heat, so that what must be kept for those that are being measured is little, however many there are.
 
         Args:
             score: what is measured.
             keys: candidates.
-            to: up to which prompt at most; by default as many as fit into one batch.
-            together: up to which prompt nothing is decided, so that larger batches cost nothing.
+            until: whether a candidate is decided, by its own values.
+            to: up to which prompt, all by default.
+            together: up to which prompt nothing is decided, so that full batches cost nothing.
         """
-        behind = [key for key in keys if len(self.of(score, key)) < (score.prompts if to is None else to)]
-        if not behind:
-            return []
-        start = min(len(self.of(score, key)) for key in behind)
-        behind = [key for key in behind if len(self.of(score, key)) == start]
-        fitting = max(first_step(score.prompts), self.rows // len(behind), min(together - start, self.rows))
-        span = range(start, min(start + fitting, score.prompts if to is None else to))
-        for key, values in self.measure(score.kind, span, behind).items():
-            self.values[score.kind, key] = self.of(score, key) + values
-        self.watch()
-        return behind
+        end = score.prompts if to is None else to
+
+        def asked(heat: Sequence[Key]) -> Ask[Key] | None:
+            behind = [key for key in heat if len(self.of(score, key)) < end and not until(key)]
+            if not behind:
+                return None
+            start = min(len(self.of(score, key)) for key in behind)
+            behind = [key for key in behind if len(self.of(score, key)) == start]
+            step = max(min(first_step(score.prompts), self.rows), min(self.rows // len(behind), together - start))
+            return Ask(score.kind, range(start, min(start + step, end)), tuple(behind), tuple(heat))
+
+        left = [key for key in keys if len(self.of(score, key)) < end and not until(key)]
+        waiting = iter(self.heats(score.kind, left)) if left else iter(())
+        lanes: list[Sequence[Key]] = [()] * self.lanes
+        while True:
+            asks: list[Ask[Key] | None] = []
+            for lane, heat in enumerate(lanes):
+                ask = asked(heat)
+                while ask is None and (following := next(waiting, None)) is not None:
+                    lanes[lane], ask = following, asked(following)
+                asks.append(ask)
+            if not any(asks):
+                return
+            for measured in self.measure(asks):
+                for key, values in measured.items():
+                    self.values[score.kind, key] = self.of(score, key) + values
+            self.watch()
 
     def complete(self, score: Score, keys: Iterable[Key]) -> None:
         """Measure all prompts of candidates, whatever was decided about them."""
-        keys = list(keys)
-        while self.extend(score, keys):
-            pass
+        self.settle(score, keys, together=score.prompts)
 
     def filter(self, limit: Limit, keys: Iterable[Key], *, to: int | None = None) -> list[Key]:
         """Measure until every candidate is rejected or complete (up to `to`); return those that are left, in order."""
-        alive, undecided = list(keys), limit.undecided
-        while True:
-            for key in alive:
-                values = self.of(limit.score, key)
-                if values and limit.fails(values):
-                    self.rejected[key] = limit.name if all(math.isfinite(limit.read(one)) for one in values) else "nan"
-            alive = [key for key in alive if key not in self.rejected]
-            if not self.extend(limit.score, alive, to=to, together=undecided):
-                return alive
+        keys = list(keys)
+
+        def failed(key: Key) -> bool:
+            values = self.of(limit.score, key)
+            if key not in self.rejected and values and limit.fails(values):
+                self.rejected[key] = limit.name if all(math.isfinite(limit.read(one)) for one in values) else "nan"
+            return key in self.rejected
+
+        self.settle(limit.score, keys, until=failed, to=to, together=limit.undecided)
+        return [key for key in keys if not failed(key)]
 
     def lowest(
         self, score: Score, keys: Sequence[Key], *, group: Callable[[Key], Hashable], limits: Sequence[Limit] = ()
@@ -171,27 +215,23 @@ class Race(Generic[Key]):
             values = self.of(score, key)
             return math.fsum(values) / max(1, len(values)), order[key]
 
+        def out(key: Key) -> bool:
+            return self._out(score, key, best.get(group(key)), order)
+
         def running() -> dict[Hashable, list[Key]]:
             """By group: candidates that may still win, the likeliest first."""
             found: dict[Hashable, list[Key]] = {}
-            for key in keys:
-                if key in self.rejected or key in self.outscored or best.get(group(key)) == key:
-                    continue
-                if not all(map(math.isfinite, self.of(score, key))):
-                    self.rejected[key] = "nan"
-                elif group(key) in best and self._beaten(score, key, best[group(key)], order):
-                    self.outscored.add(key)
-                else:
-                    found.setdefault(group(key), []).append(key)
-            return {name: sorted(each, key=rank) for name, each in found.items()}
+            for key in sorted((key for key in keys if not out(key)), key=rank):
+                found.setdefault(group(key), []).append(key)
+            return found
 
-        self.extend(score, keys, to=first_step(score.prompts))
+        self.settle(score, keys, to=first_step(score.prompts))
         while left := running():
             # Where nothing has won yet, the likeliest go first: what they reach decides how soon the others may stop.
-            leaders = [each[0] for name, each in left.items() if name not in best]
-            ahead = leaders or [key for each in left.values() for key in each]
-            while self.extend(score, ahead) and leaders:
-                pass
+            if leaders := [each[0] for name, each in left.items() if name not in best]:
+                self.complete(score, leaders)
+            else:
+                self.settle(score, [key for each in left.values() for key in each], until=out)
             done = [
                 next((key for key in each if self.mean(score, key) is not None), None) for each in running().values()
             ]
@@ -211,6 +251,16 @@ class Race(Generic[Key]):
         for limit in limits:
             near = self.filter(limit, near)
         self.complete(score, near)
+
+    def _out(self, score: Score, key: Key, best: Key | None, order: Mapping[Key, int]) -> bool:
+        """Whether a candidate need not be looked at any more: it is out, or it is the best."""
+        if key in self.rejected or key in self.outscored or key == best:
+            return True
+        if not all(map(math.isfinite, self.of(score, key))):
+            self.rejected[key] = "nan"
+        elif best is not None and self._beaten(score, key, best, order):
+            self.outscored.add(key)
+        return key in self.rejected or key in self.outscored
 
     def _beaten(self, score: Score, key: Key, by: Key, order: Mapping[Key, int]) -> bool:
         target, mean = self.mean(score, by), self.mean(score, key)

@@ -68,7 +68,7 @@ class PieceBook:
     """Measured pieces of scores, of candidates that were dropped too, read from and appended to a file."""
 
     store: JsonLines
-    _known: dict[tuple[str, Candidate, int, int], tuple[float, ...]] = field(default_factory=dict, init=False)
+    _known: dict[tuple[Kind, Candidate, int, int], tuple[float, ...]] = field(default_factory=dict, init=False)
     _waiting: list[ScorePiece] = field(default_factory=list, init=False)
     _written: float = field(default=-math.inf, init=False)
 
@@ -88,15 +88,7 @@ class PieceBook:
         """Keep [candidate, prompt] values of one batch; those that are there already stay as they are."""
         for candidate, row in zip(candidates, values.tolist(), strict=True):
             if self.get(kind, candidate, span) is None:
-                strength, position, layer = candidate
-                record = ScorePiece(
-                    kind=kind,
-                    lambda_=strength,
-                    position=position,
-                    layer=layer,
-                    first=span.start,
-                    values=_numbers(row),
-                )
+                record = _piece(kind, candidate, span.start, row)
                 self._remember(record)
                 self._waiting.append(record)
         if time.monotonic() - self._written > 1:  # a write waits for the disk: not for every batch of a small model
@@ -108,3 +100,21 @@ class PieceBook:
             self.store.append(self._waiting)
             self._waiting.clear()
         self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Put everything on disk, in an order that does not depend on what was measured when, and on which process."""
+        self.write()
+
+        def place(key: tuple[Kind, Candidate, int, int]) -> tuple[str, float, int, int, int, int]:
+            kind, (strength, position, layer), first, count = key
+            return kind, -1.0 if strength is None else strength, position, layer, first, count
+
+        ordered = dict(sorted(self._known.items(), key=lambda item: place(item[0])))
+        if list(ordered) != list(self._known):
+            self._known = ordered
+            self.store.replace(_piece(kind, each, first, row) for (kind, each, first, _), row in ordered.items())
+
+
+def _piece(kind: Kind, candidate: Candidate, first: int, values: Sequence[float]) -> ScorePiece:
+    strength, position, layer = candidate
+    return ScorePiece(kind=kind, lambda_=strength, position=position, layer=layer, first=first, values=_numbers(values))

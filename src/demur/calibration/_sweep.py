@@ -3,7 +3,7 @@
 Nothing here chooses. What is measured is per prompt, so that every later statistic can be taken from the records.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from demur.calibration._racing import first_step
+from demur.calibration._racing import Ask, first_step
 from demur.calibration._score_books import Candidate, Kind, PieceBook, Place, ScoreBook
 from demur.interventions import ablating_rows, adding_rows
 from demur.models import (
-    Beginnings,
+    Beginning,
     BlockInputs,
     ChatModel,
     FittingBatches,
@@ -64,13 +64,9 @@ def telling_first(encoded: Sequence[Sequence[int]], telling: Sequence[float], fi
     return tuple(sorted(range(len(encoded)), key=lambda index: (index not in ahead, len(encoded[index]), index)))
 
 
-_STREAM_BYTES = 2**28
-"""Most memory for the kept block inputs of prompts to which candidates are added."""
-
-
 @dataclass
 class Sweep:
-    """Measures candidates on prompts; `measure` is what a `Race` calls.
+    """Measures candidates on prompts; `heats` and `measure` are what a `Race` calls.
 
     Args:
         chat: the model.
@@ -93,8 +89,9 @@ class Sweep:
     _same: dict[Candidate, Candidate] = field(default_factory=dict, init=False)
     """Candidate -> the first one with the same direction."""
     _zero: set[Candidate] = field(default_factory=set, init=False)
-    _together: dict[Hashable, tuple[tuple[bool, Candidate], ...]] = field(default_factory=dict, init=False)
-    """Whether added, and candidate -> those with which its passes over the shared beginning of the prompts are run."""
+    _begun: "_Begun | None" = field(default=None, init=False)
+    _inputs: tuple[Kind, BlockInputs] | None = field(default=None, init=False)
+    """The unchanged model's, of all prompts of a kind, at the block where candidates are being added."""
 
     def __post_init__(self) -> None:
         first: dict[bytes, Candidate] = {}
@@ -107,35 +104,58 @@ class Sweep:
             unit = (vector / norm).cpu().numpy().tobytes()
             self._same[candidate] = first.setdefault(unit, candidate) if candidate[0] is not None else candidate
 
-    def measure(self, kind: Kind, span: range, candidates: Sequence[Candidate]) -> dict[Candidate, tuple[float, ...]]:
-        """Values of candidates on the prompts that come at `span` in their order."""
+    def heats(self, kind: Kind, candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+        """Candidates that are measured side by side: those of one layer, where they are added.
+
+        As many as fill a pass in one step, but at most half its rows: a pass holds a beginning for every row, and what
+        is kept beside it stays small against that.
+        """
         scored = self.prompts[kind]
-        values: dict[Candidate, tuple[float, ...]] = {}
-        for candidate in candidates:
-            known = scored.unchanged if candidate in self._zero else None
-            strength, position, layer = candidate
-            known = known or self.book.get(kind, (position, layer), strength)
-            if known is not None:
-                values[candidate] = tuple(known[scored.order[place]] for place in span)
-        missing = list(dict.fromkeys(self._same[each] for each in candidates if each not in values))
-        measured: dict[Candidate, tuple[float, ...]] = dict.fromkeys(missing, ())
-        for part in self._parts(kind, span, missing):
-            for candidate, row in self._measured(kind, part, missing).items():
-                measured[candidate] += row
-        values.update((each, measured[self._same[each]]) for each in candidates if each not in values)
-        return values
+        most = max(1, self.rows // max(2, first_step(scored.n)))
+        layers = sorted({layer for _, _, layer in candidates}) if scored.adds else [None]
+        for layer in layers:
+            here = [each for each in candidates if layer is None or each[2] == layer]
+            count = -(-len(here) // most)
+            for number in range(count):
+                yield here[number * len(here) // count : (number + 1) * len(here) // count]
+
+    def measure(self, asks: Sequence[Ask[Candidate] | None]) -> list[dict[Candidate, tuple[float, ...]]]:
+        """For each ask its candidates with their values. Each process runs the lane of its number."""
+        missing = [[] if ask is None else self._missing(ask) for ask in asks]
+        if any(missing):
+            work = list(zip(asks, missing, strict=True))
+            for (ask, candidates), found in zip(work, tensors_in_order(self._measured, work), strict=True):
+                if ask is not None and candidates:
+                    self.pieces.add(ask.kind, ask.span, candidates, found)
+        return [{} if ask is None else {each: self._known(ask, each) or () for each in ask.keys} for ask in asks]
+
+    def _known(self, ask: Ask[Candidate], candidate: Candidate) -> tuple[float, ...] | None:
+        scored, (strength, position, layer) = self.prompts[ask.kind], candidate
+        whole = scored.unchanged if candidate in self._zero else self.book.get(ask.kind, (position, layer), strength)
+        if whole is not None:
+            return tuple(whole[scored.order[place]] for place in ask.span)
+        return self.pieces.get(ask.kind, self._same[candidate], ask.span)
+
+    def _missing(self, ask: Ask[Candidate]) -> list[Candidate]:
+        """What must be run: also those that are known, as rounding depends on the rows of a pass."""
+        if all(self._known(ask, each) is not None for each in ask.keys):
+            return []
+        return self._run_for(ask.keys)
+
+    def _run_for(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        return list(dict.fromkeys(self._same[each] for each in candidates if each not in self._zero))
 
     @contextmanager
     def kept(self, measured: Mapping[tuple[str, Candidate], Sequence[float]]) -> Iterator[None]:
         """Put all that is measured in this context on disk.
 
-        Pieces are written as they come, and at the end also after an error; whole scores, taken from `measured` (in
-        measuring order), at the end.
+        Pieces are written as they come, and put in order at the end, also after an error; whole scores, taken from
+        `measured` (in measuring order), at the end.
         """
         try:
             yield
         finally:
-            self.pieces.write()
+            self.pieces.finish()
         whole: list[tuple[tuple[Kind, float | None, int, int], Sequence[float]]] = []
         for kind, scored in self.prompts.items():
             for candidate in self.vectors:
@@ -146,62 +166,33 @@ class Sweep:
                     whole.append(((kind, *candidate), ordered))
         self.book.add_all(whole)
 
-    def _parts(self, kind: Kind, span: range, candidates: Sequence[Candidate]) -> Iterator[range]:
-        """The span in parts whose block inputs fit into memory."""
-        scored = self.prompts[kind]
-        most = len(span)
-        if scored.adds and candidates:
-            longest = max(len(scored.encoded[scored.order[place]]) for place in span)
-            layers = len({layer for _, _, layer in candidates})
-            each = longest * layers * self.chat.layout.d_model * self.chat.layout.dtype.itemsize
-            most = max(first_step(scored.n), _STREAM_BYTES // each)
-        for start in range(span.start, span.stop, most):
-            yield range(start, min(start + most, span.stop))
-
-    def _measured(self, kind: Kind, span: range, candidates: Sequence[Candidate]) -> dict[Candidate, tuple[float, ...]]:
-        scored = self.prompts[kind]
-        indices = [scored.order[place] for place in span]
-        sequences = [scored.encoded[index] for index in indices]
-        units = list(self._units(candidates, len(span), by_layer=scored.adds))
-        for unit in units:
-            # Also of those that are known: a run that goes on then computes the same batches as one that was not cut.
-            names = [(scored.adds, each) for each in unit]
-            new = tuple(name for name in names if name not in self._together)
-            self._together.update(dict.fromkeys(new, new))
-        open_units = [unit for unit in units if any(self.pieces.get(kind, each, span) is None for each in unit)]
-        layers = sorted({unit[0][2] for unit in open_units})
-        starts = self._starts(scored, sequences, layers) if scored.adds and layers else {}
+    def _measured(self, work: tuple[Ask[Candidate] | None, Sequence[Candidate]]) -> Tensor:
+        """[candidate, prompt] values, of this process's lane."""
+        ask, candidates = work
+        if ask is None or not candidates:
+            return torch.empty(0, 0)
+        scored = self.prompts[ask.kind]
+        start = self._start(ask.kind, candidates[0][2])
+        begun = self._beginnings(ask, start)
+        change = self._adding(candidates[0][2]) if scored.adds else partial(ablating_rows, self.chat)
 
         def computed(unit: Sequence[Candidate], places: Sequence[int]) -> Tensor:
-            vectors = torch.stack([self.vectors[each] for each in unit])
-            prompts = [sequences[place] for place in places]
-            if scored.adds:
-                logits = self._added(prompts, unit, vectors, starts if len(places) == len(span) else {})
-            else:
-                logits = self._ablated(prompts, unit, vectors)
-            return scored.read(logits, [indices[place] for place in places])
+            indices = [scored.order[place] for place in places]
+            logits = self._passes.logits(
+                [scored.encoded[index] for index in indices],
+                self._vectors(unit, adds=scored.adds),
+                change,
+                beginnings=[begun[each] for each in unit] if begun else None,
+                start=None if start is None else start.of(places),
+            )
+            return scored.read(logits, indices)
 
         def some(unit: Sequence[Candidate]) -> Tensor:
             if len(unit) > 1:
-                return computed(unit, range(len(span)))
-            return torch.cat(self.fitting.pieces(lambda places: computed(unit, places), range(len(span))), dim=1)
+                return computed(unit, ask.span)
+            return torch.cat(self.fitting.pieces(lambda places: computed(unit, places), ask.span), dim=1)
 
-        def values(unit: Sequence[Candidate]) -> Tensor:
-            return torch.cat(self.fitting.pieces(some, unit, rows=len(span)))
-
-        for unit, found in zip(open_units, tensors_in_order(values, open_units), strict=True):
-            self.pieces.add(kind, span, unit, found)
-        known = {each: self.pieces.get(kind, each, span) for each in candidates}
-        return {each: row for each, row in known.items() if row is not None}
-
-    def _units(self, candidates: Sequence[Candidate], prompts: int, *, by_layer: bool) -> Iterator[list[Candidate]]:
-        """Candidates that go into one forward pass."""
-        size = max(1, self.rows // prompts)
-        layers = sorted({layer for _, _, layer in candidates}) if by_layer else [None]
-        for layer in layers:
-            here = [each for each in candidates if layer is None or each[2] == layer]
-            for start in range(0, len(here), size):
-                yield here[start : start + size]
+        return torch.cat(self.fitting.pieces(some, candidates, rows=len(ask.span)))
 
     # Forward passes ---------------------------------------------------------------------------------------------------
 
@@ -212,37 +203,50 @@ class Sweep:
             self._forward = PartialForward.of(self.chat, everything, partial(ablating_rows, self.chat))
         return self._forward
 
-    def _ablated(self, sequences: Sequence[Sequence[int]], unit: Sequence[Candidate], vectors: Tensor) -> Tensor:
-        beginnings = Beginnings([(False, each) for each in unit], self._batch)
-        return self._passes.logits(sequences, _units(vectors), partial(ablating_rows, self.chat), beginnings=beginnings)
+    def _start(self, kind: Kind, layer: int) -> BlockInputs | None:
+        """Inputs of the unchanged model where candidates are added, if passes may start there; else none are held."""
+        scored = self.prompts[kind]
+        known, since = self._inputs or (kind, None)
+        if known != kind or (since is not None and since.block > layer):
+            since = self._inputs = None
+        layers = sorted({layer for _, _, layer in self.vectors}) if scored.adds else []
+        if layer not in self._passes.startable(layers, scored.encoded):
+            return None
+        ordered = [scored.encoded[index] for index in scored.order]
+        inputs = self._passes.advanced(ordered, layer, since=since, rows=self.rows, fitting=self.fitting)
+        self._inputs = kind, inputs
+        return inputs
 
-    def _starts(
-        self, scored: ScoredPrompts, sequences: Sequence[Sequence[int]], layers: Sequence[int]
-    ) -> dict[int, BlockInputs]:
-        """By layer at which passes may start: the inputs of the unchanged model."""
-        startable = self._passes.startable(layers, scored.encoded)
-        return dict.fromkeys(startable, self._passes.block_inputs(sequences, startable)) if startable else {}
+    def _beginnings(self, ask: Ask[Candidate], start: BlockInputs | None) -> Mapping[Candidate, Beginning]:
+        """Of a whole heat, also of those that are decided already where a run goes on that was cut."""
+        if self._begun is None or (self._begun.kind, self._begun.heat) != (ask.kind, ask.heat):
+            self._begun = None  # not both at once
+            adds = self.prompts[ask.kind].adds
+            heat = self._run_for(ask.heat)
+            change = self._adding(heat[0][2]) if adds else partial(ablating_rows, self.chat)
+
+            def begin(part: Sequence[Candidate]) -> list[Beginning]:
+                return self._passes.beginnings(self._vectors(part, adds=adds), change, start)
+
+            found = [each for part in self.fitting.pieces(begin, heat) for each in part]
+            self._begun = _Begun(ask.kind, ask.heat, dict(zip(heat, found, strict=True)) if found else {})
+        return self._begun.beginnings
+
+    def _vectors(self, candidates: Sequence[Candidate], *, adds: bool) -> Tensor:
+        vectors = torch.stack([self.vectors[each] for each in candidates])
+        return vectors if adds else _units(vectors)
 
     def _adding(self, layer: int) -> Callable[[Tensor], AbstractContextManager[None]]:
         return partial(adding_rows, self.chat, layer=layer)
 
-    def _added(
-        self,
-        sequences: Sequence[Sequence[int]],
-        unit: Sequence[Candidate],
-        vectors: Tensor,
-        starts: Mapping[int, BlockInputs],
-    ) -> Tensor:
-        layer = unit[0][2]
-        start = (layer, starts[layer]) if layer in starts else None
-        beginnings = Beginnings([(True, each) for each in unit], self._batch)
-        return self._passes.logits(sequences, vectors, self._adding(layer), beginnings=beginnings, start=start)
 
-    def _batch(self, name: Hashable) -> tuple[Sequence[Hashable], Tensor]:
-        together = self._together[name]
-        vectors = torch.stack([self.vectors[each] for _, each in together])
-        adds, _ = together[0]
-        return together, vectors if adds else _units(vectors)
+@dataclass(frozen=True)
+class _Begun:
+    """What is kept for the heat that is being run."""
+
+    kind: Kind
+    heat: tuple[Candidate, ...]
+    beginnings: Mapping[Candidate, Beginning]
 
 
 def _units(vectors: Tensor) -> Tensor:

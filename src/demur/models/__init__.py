@@ -17,7 +17,7 @@ from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_para
 from demur.models._layout import Layout, Writer, WriteSite, discover_layout
 from demur.models._loading import load_chat_model
 from demur.models._memory import FittingBatches, is_out_of_memory
-from demur.models._partial_forward import Beginnings, BlockInputs, PartialForward
+from demur.models._partial_forward import Beginning, BlockInputs, PartialForward
 from demur.models._probe import BlockErrors, ProbeResult, block_errors, last_stream, probe_layout
 from demur.models._processes import (
     World,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attribution",
-    "Beginnings",
+    "Beginning",
     "BlockErrors",
     "BlockInputs",
     "ChatModel",

@@ -7,10 +7,10 @@ loaded model, by comparison with whole passes, before they are used; what is not
 """
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from demur.models._chat_model import ChatModel
 from demur.models._generation import forward_inputs, last_logits
 from demur.models._hooks import hooked, reading_inputs
+from demur.models._memory import FittingBatches
 
 Change = Callable[[Tensor], AbstractContextManager[None]]
 """From one vector per row, [batch, d_model], to a context in which the model is changed row by row."""
@@ -29,48 +30,31 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5}
 _HALF = 2e-2
 _SHORTEST_SHARE = 0.1
 """A shared beginning of less than this share of a prompt saves less than the cache costs."""
-_KEPT_BYTES = 2**29
-"""Most memory for kept keys and values of beginnings."""
-_PROOF_BYTES = 2**28
-"""Most memory for block inputs while starts are proved."""
 _UNSUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
 """How models say that they do not take a cache, or not such a one."""
 
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """The stream of the unchanged model at the input of some blocks, for one batch of prompts, in the model's dtype."""
+    """The stream of the unchanged model at the input of one block, in the model's dtype: where a pass may start."""
 
-    rest: dict[int, Tensor]
-    """Block -> [prompt, token, d_model], after the shared beginning."""
-    prefix: dict[int, Tensor]
-    """Block -> [1, token, d_model], of the shared beginning; empty where it is not shared."""
+    block: int
+    """The first block to run."""
+    rest: Tensor
+    """[prompt, token, d_model], left-padded, after the shared beginning."""
+    prefix: Tensor | None = None
+    """[1, token, d_model], of the shared beginning; None where it is not shared."""
 
-
-Start = tuple[int, BlockInputs]
-"""The first block to run, with the inputs of the unchanged model there."""
-
-
-@dataclass(frozen=True)
-class Beginnings:
-    """Names of changes, under which the keys and values of the shared beginning are kept between calls."""
-
-    keys: Sequence[Hashable]
-    """One for each vector of the call."""
-    batch: Callable[[Hashable], tuple[Sequence[Hashable], Tensor]]
-    """From a name to the names and vectors, [k, d_model], with which it is computed in one pass: always the same ones,
-    whatever is kept at the moment, as rounding depends on the rows of a pass."""
+    def of(self, prompts: Sequence[int]) -> "BlockInputs":
+        """Those of some of the prompts."""
+        return BlockInputs(self.block, self.rest[list(prompts)], self.prefix)
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Beginning:
     """Keys and values of the shared beginning under one change; None for blocks that were not run."""
 
     layers: tuple[tuple[Tensor, Tensor] | None, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for pair in self.layers if pair for tensor in pair)
 
 
 @dataclass
@@ -86,11 +70,7 @@ class PartialForward:
     chat: ChatModel
     prefix: tuple[int, ...] = ()
     tail: str | None = None
-    _base_cache: Any = field(default=None, init=False)
-    _kept: "OrderedDict[Hashable, _Kept]" = field(default_factory=OrderedDict, init=False)
-    _kept_bytes: int = field(default=0, init=False)
     _starts: dict[int, bool] = field(default_factory=dict, init=False)
-    _returns: dict[str, int | None] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, chat: ChatModel, sequences: Sequence[Sequence[int]], change: Change) -> "PartialForward":
@@ -106,7 +86,6 @@ class PartialForward:
                 short = shorter.logits(ends, vector, change)
             except _UNSUPPORTED:
                 return False
-            shorter._forget()
             return same_logits(short, whole, _dtype(chat))
 
         tail = next((each for each in _tails(chat) if proved(cls(chat, (), each))), None)
@@ -119,8 +98,8 @@ class PartialForward:
         vectors: Tensor,
         change: Change,
         *,
-        beginnings: Beginnings | None = None,
-        start: Start | None = None,
+        beginnings: Sequence[Beginning] | None = None,
+        start: BlockInputs | None = None,
     ) -> Tensor:
         """Logits after each prompt under each change.
 
@@ -128,8 +107,8 @@ class PartialForward:
             sequences: token ids of the prompts.
             vectors: [change, d_model].
             change: applies them.
-            beginnings: under which names what is computed for the shared beginning is kept; without, it is not.
-            start: the first block to run, with the inputs of the unchanged model there (see `block_inputs`).
+            beginnings: of each change, where they are there already (see `beginnings`).
+            start: of these prompts: the first block to run, and what it reads (see `advanced`).
 
         Returns:
             [change, prompt, vocabulary], in float32 or wider.
@@ -137,33 +116,73 @@ class PartialForward:
         n, count = len(sequences), len(self.prefix)
         batch = self.chat.batch([sequence[count:] for sequence in sequences])
         tiled = {name: tensor.repeat(len(vectors), 1) for name, tensor in batch.items()}
+        cache = None
+        if count:
+            cache = _tiled(self._base_cache, beginnings or self.beginnings(vectors, change, start), n)
         with ExitStack() as stack:
             if start is not None:
-                block, inputs = start
-                stream = inputs.rest[block].repeat(len(vectors), 1, 1)
-                stack.enter_context(self._starting_at(block, stream))
-            cache = None
-            if count:
-                cache = self._cache(vectors, change, beginnings, start, repeats=n)
+                stream = start.rest[:, -batch["input_ids"].shape[1] :].repeat(len(vectors), 1, 1)
+                stack.enter_context(self._running(start.block, stream))
             stack.enter_context(change(vectors.repeat_interleave(n, dim=0)))
             stack.enter_context(self._ending())
             logits = self._run(tiled, cache)
         return logits.view(len(vectors), n, -1)
 
-    def block_inputs(self, sequences: Sequence[Sequence[int]], blocks: Sequence[int]) -> BlockInputs:
-        """Run the unchanged model once and keep the inputs of `blocks`."""
-        rest: dict[int, Tensor] = {}
-        prefix: dict[int, Tensor] = {}
-        paths = {block: self.chat.layout.blocks[block] for block in blocks}
-        with self._noting_returns():
-            if self.prefix:
-                with reading_inputs(self.chat.module, {path: _keeper(prefix, b) for b, path in paths.items()}):
-                    self._base_cache = self._run_prefix(1)
-            batch = self.chat.batch([sequence[len(self.prefix) :] for sequence in sequences])
-            with reading_inputs(self.chat.module, {path: _keeper(rest, block) for block, path in paths.items()}):
-                cache = None if not self.prefix else _tiled(self._base_cache, None, len(sequences))
-                self._run(batch, cache)
-        return BlockInputs(rest, prefix)
+    def beginnings(self, vectors: Tensor, change: Change, start: BlockInputs | None = None) -> list[Beginning]:
+        """Run the shared beginning under each change, in one pass; nothing where no beginning is shared."""
+        if not self.prefix:
+            return []
+        with ExitStack() as stack:
+            if start is not None and start.prefix is not None:
+                stack.enter_context(self._running(start.block, start.prefix.expand(len(vectors), -1, -1)))
+            stack.enter_context(change(vectors))
+            stack.enter_context(self._ending())
+            cache = self._run_prefix(len(vectors))
+        return [_beginning(cache, row, 0 if start is None else start.block) for row in range(len(vectors))]
+
+    # Starting at a block ---------------------------------------------------------------------------------------------
+
+    def advanced(
+        self,
+        sequences: Sequence[Sequence[int]],
+        block: int,
+        *,
+        since: BlockInputs | None = None,
+        rows: int,
+        fitting: FittingBatches | None = None,
+    ) -> BlockInputs:
+        """The inputs of `block` in the unchanged model, for prompts that are all padded to the longest.
+
+        Only the blocks in between are run, so that block after block costs one pass, and one block's inputs are held.
+
+        Args:
+            sequences: token ids of the prompts.
+            block: a block.
+            since: inputs of an earlier block, for the same prompts; None to begin with the tokens.
+            rows: prompts of one forward pass.
+            fitting: halves them where memory does not suffice.
+        """
+        if since is not None and since.block == block:
+            return since
+        count, longest = len(self.prefix), max(sequences, key=len)
+        fitting = fitting or FittingBatches()
+        prefix = None
+        if count:
+            with self._reading(block, since, None if since is None else since.prefix) as read:
+                self._run_prefix(1)
+            (prefix,) = read
+
+        def rest(places: Sequence[int]) -> Tensor:
+            part = [sequences[place] for place in places]
+            padded = self.chat.batch([sequence[count:] for sequence in (*part, longest)])
+            cache = _tiled(self._base_cache, None, len(part)) if count else None
+            with self._reading(block, since, None if since is None else since.rest[list(places)]) as read:
+                self._run({name: tensor[:-1] for name, tensor in padded.items()}, cache)
+            return read[0]
+
+        batches = [range(len(sequences))[first : first + rows] for first in range(0, len(sequences), rows)]
+        parts = [part for batch in batches for part in fitting.pieces(rest, batch)]
+        return BlockInputs(block, torch.cat(parts), prefix)
 
     def startable(self, blocks: Sequence[int], sequences: Sequence[Sequence[int]]) -> list[int]:
         """Those of `blocks` at which passes may start: proved once for each, on the shortest and the longest prompt.
@@ -172,79 +191,84 @@ class PartialForward:
             blocks: where vectors will be added.
             sequences: token ids of all prompts.
         """
-        ends = _shortest_and_longest(sequences)
         unknown = sorted(set(blocks) - set(self._starts))
-        at_once = max(1, _PROOF_BYTES // (2 * len(ends[1]) * self.chat.layout.d_model * _dtype(self.chat).itemsize))
-        for first in range(0, len(unknown), at_once):
-            self._starts.update(self._proved_starts(unknown[first : first + at_once], ends))
+        if unknown:
+            self._starts.update(self._proved_starts(unknown, _shortest_and_longest(sequences)))
         return [block for block in blocks if self._starts[block]]
 
     def _proved_starts(self, blocks: Sequence[int], ends: Sequence[Sequence[int]]) -> dict[int, bool]:
         proved = dict.fromkeys(blocks, False)
         nothing = torch.zeros(1, self.chat.layout.d_model, dtype=torch.float64)
-        try:
-            inputs = self.block_inputs(ends, blocks)
-        except _UNSUPPORTED:
-            return proved
         whole = PartialForward(self.chat).logits(ends, nothing, _unchanged)
-        # A block that remembers earlier ones must not pass for one that need not, so all have read something else, and
-        # the highest start comes first: no block below a start has run again.
-        self.chat.run(self.chat.batch([ends[0][::-1]]))
-        for block in sorted(blocks, reverse=True):
+        count = len(self.prefix)
+        decoy = [[*ends[1][:count], *ends[1][count:][::-1]]]
+        since: tuple[BlockInputs | None, BlockInputs | None] = None, None
+        for block in blocks:
             with suppress(*_UNSUPPORTED):
-                short = self.logits(ends, nothing, _unchanged, start=(block, inputs))
+                inputs = self.advanced(ends, block, since=since[0], rows=len(ends))
+                # A block that remembers earlier ones must not pass for one that need not: below the start, all have
+                # read something else last.
+                others = self.advanced(decoy, block, since=since[1], rows=1)
+                short = self.logits(ends, nothing, _unchanged, start=inputs)
                 proved[block] = same_logits(short, whole, _dtype(self.chat))
+                since = (inputs, others) if proved[block] else since
         return proved
 
-    # The shared beginning --------------------------------------------------------------------------------------------
+    @contextmanager
+    def _reading(self, block: int, since: BlockInputs | None, stream: Tensor | None) -> Iterator[list[Tensor]]:
+        """Read the input of `block`; blocks from there on, and those before `since`, hand on what they get."""
+        read: list[Tensor] = []
+        path = self.chat.layout.blocks[block]
+        first = 0 if since is None else since.block
+        with (
+            self._running(first, stream, until=block),
+            self._without_head(),
+            reading_inputs(self.chat.module, {path: lambda given: read.append(given.detach().clone())}),
+        ):
+            yield read
 
-    def _cache(
-        self, vectors: Tensor, change: Change, beginnings: Beginnings | None, start: Start | None, *, repeats: int
-    ) -> Any:
-        if beginnings is None:
-            rows = self._beginnings(vectors, change, start)
-        else:
-            rows = [self._beginning(key, beginnings, change, start) for key in beginnings.keys]
-        if self._base_cache is None:
-            self._base_cache = self._run_prefix(1)
-        return _tiled(self._base_cache, rows, repeats)
-
-    def _beginning(self, key: Hashable, beginnings: Beginnings, change: Change, start: Start | None) -> _Kept:
-        if key not in self._kept:
-            together, vectors = beginnings.batch(key)
-            found = dict(zip(together, self._beginnings(vectors, change, start), strict=True))
-            for name, kept in found.items():
-                self._keep(name, kept)
-            return found[key]  # it may be too large to be kept
-        return self._kept[key]
-
-    def _beginnings(self, vectors: Tensor, change: Change, start: Start | None) -> list[_Kept]:
+    @contextmanager
+    def _running(self, first: int, stream: Tensor | None, *, until: int | None = None) -> Iterator[None]:
+        """Run the blocks from `first` up to `until`, the first on `stream`; others hand on what they get."""
+        blocks = self.chat.layout.blocks
+        idle = blocks[:first] + (() if until is None else blocks[until:])
         with ExitStack() as stack:
-            if start is not None:
-                block, inputs = start
-                stream = inputs.prefix[block].expand(len(vectors), -1, -1)
-                stack.enter_context(self._starting_at(block, stream))
-            stack.enter_context(change(vectors))
-            stack.enter_context(self._ending())
-            cache = self._run_prefix(len(vectors))
-        return [_kept_row(cache, row, 0 if start is None else start[0]) for row in range(len(vectors))]
+            for path in idle:
+                stack.enter_context(_handing_on(self.chat.module.get_submodule(path), self._returns[path]))
+            if stream is not None:
+                stack.enter_context(hooked(self.chat.module, inputs={blocks[first]: lambda _: stream}))
+            yield
 
-    def _keep(self, key: Hashable, kept: _Kept) -> None:
-        if key in self._kept:
-            return
-        self._kept[key] = kept
-        self._kept_bytes += kept.size
-        while self._kept_bytes > _KEPT_BYTES and self._kept:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].size
+    @cached_property
+    def _returns(self) -> dict[str, int | None]:
+        """By block: the length of the tuple that it returns, None for a tensor."""
+        returns: dict[str, int | None] = {}
 
-    def _forget(self) -> None:
-        self._kept.clear()
-        self._kept_bytes = 0
+        def note(path: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                if type(output) not in (tuple, list) and not isinstance(output, Tensor):
+                    raise NotImplementedError(f"{path} returns a {type(output).__name__}")
+                returns[path] = None if isinstance(output, Tensor) else len(output)
+
+            return hook
+
+        with ExitStack() as stack:
+            for path in self.chat.layout.blocks:
+                stack.callback(self.chat.module.get_submodule(path).register_forward_hook(note(path)).remove)
+            self.chat.run(self.chat.probe_inputs())
+        return returns
+
+    # Forward passes --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _base_cache(self) -> Any:
+        """The cache of the unchanged model after the shared beginning."""
+        return self._run_prefix(1)
 
     def _run_prefix(self, rows: int) -> Any:
         batch = self.chat.batch([self.prefix] * rows)
         inputs = forward_inputs(self.chat.module, batch) | {"use_cache": True}
-        with torch.no_grad():
+        with torch.no_grad(), self._without_head():
             cache = self.chat.model(**inputs).past_key_values
         if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
             raise NotImplementedError("its cache holds more than keys and values")
@@ -262,36 +286,14 @@ class PartialForward:
             logits: Tensor = self.chat.model(**inputs | {"use_cache": True, "past_key_values": cache}).logits[:, -1]
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    def _without_head(self) -> AbstractContextManager[None]:
+        """For passes whose logits nobody reads: reading a head of 128k rows costs as much as several blocks."""
+        head = self.chat.model.get_output_embeddings()
+        return nullcontext() if head is None else _handing_on(head, None)
+
     def _ending(self) -> AbstractContextManager[None]:
         """The last block runs its `tail` at the last token; where that is added up it stands for all tokens."""
         return nullcontext() if self.tail is None else hooked(self.chat.module, inputs={self.tail: _last_token})
-
-    # Starting at a block ---------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _starting_at(self, block: int, stream: Tensor) -> Iterator[None]:
-        """Blocks before `block` hand on what they get; `block` reads `stream`."""
-        blocks = self.chat.layout.blocks
-        with ExitStack() as stack:
-            for path in blocks[:block]:
-                stack.enter_context(_handing_on(self.chat.module.get_submodule(path), self._returns[path]))
-            stack.enter_context(hooked(self.chat.module, inputs={blocks[block]: lambda _: stream}))
-            yield
-
-    @contextmanager
-    def _noting_returns(self) -> Iterator[None]:
-        def note(path: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                if type(output) not in (tuple, list) and not isinstance(output, Tensor):
-                    raise NotImplementedError(f"{path} returns a {type(output).__name__}")
-                self._returns[path] = None if isinstance(output, Tensor) else len(output)
-
-            return hook
-
-        with ExitStack() as stack:
-            for path in self.chat.layout.blocks:
-                stack.callback(self.chat.module.get_submodule(path).register_forward_hook(note(path)).remove)
-            yield
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -346,13 +348,6 @@ def _shortest_and_longest(sequences: Sequence[Sequence[int]]) -> list[Sequence[i
     return [ordered[0], ordered[-1]]
 
 
-def _keeper(kept: dict[int, Tensor], block: int) -> Callable[[Tensor], None]:
-    def keep(stream: Tensor) -> None:
-        kept[block] = stream.detach().clone()
-
-    return keep
-
-
 @contextmanager
 def _handing_on(module: nn.Module, returned: int | None) -> Iterator[None]:
     """Let a block return its input; `returned` is the length of the tuple that it returns, None for a tensor."""
@@ -372,8 +367,8 @@ def _handing_on(module: nn.Module, returned: int | None) -> Iterator[None]:
             module.forward = before
 
 
-def _kept_row(cache: Any, row: int, first: int) -> _Kept:
-    return _Kept(
+def _beginning(cache: Any, row: int, first: int) -> Beginning:
+    return Beginning(
         tuple(
             (layer.keys[row : row + 1].clone(), layer.values[row : row + 1].clone()) if index >= first else None
             for index, layer in enumerate(cache.layers)
@@ -381,7 +376,7 @@ def _kept_row(cache: Any, row: int, first: int) -> _Kept:
     )
 
 
-def _tiled(template: Any, rows: Sequence[_Kept] | None, repeats: int) -> Any:
+def _tiled(template: Any, rows: Sequence[Beginning] | None, repeats: int) -> Any:
     """A fresh cache: each of `rows` (None: the template's own row) repeated for every prompt.
 
     Blocks that are not run keep the template's keys, as views: only their length is read.

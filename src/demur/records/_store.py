@@ -113,7 +113,7 @@ class JsonLines:
 
     def append(self, records: Iterable[Record]) -> None:
         """Append records durably, all of them in one write, after cutting off a broken last line."""
-        data = "".join(record.model_dump_json() + "\n" for record in records).encode()
+        data = _lines(records)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
@@ -123,6 +123,14 @@ class JsonLines:
                 os.fsync(file.fileno())
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+    def replace(self, records: Iterable[Record]) -> None:
+        """Put these records in the place of all that are there; a kill leaves the old ones or the new ones."""
+        write_bytes(self.path, _lines(records))
+
+
+def _lines(records: Iterable[Record]) -> bytes:
+    return "".join(record.model_dump_json() + "\n" for record in records).encode()
 
 
 def _cut_broken_line(file: BinaryIO) -> None:
