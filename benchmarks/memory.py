@@ -1,8 +1,8 @@
 """Memory: peak over the loaded weights of extraction and of a selection, against one bare forward of the same batch.
 
 Prompts begin alike, as under most chat templates. One selection is over two layers, 10 candidates; where that does not
-take too long, another is over all layers: what it keeps for each candidate (keys and values of the shared beginning)
-and each layer (block inputs) grows with their number, up to bounds of 512 and 256 MiB.
+take too long, another is over all layers: what is kept for candidates (keys and values of the shared beginning) and
+layers (block inputs) must not grow with their number.
 Each is measured in a process of its own, so that no peak hides another's (Linux: the peak is reset after loading). The
 allocator is told to hand large blocks back when they are freed, so that the peak is that of what is in use.
 """
