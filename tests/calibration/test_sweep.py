@@ -375,6 +375,15 @@ def test_where_memory_does_not_suffice_the_passes_are_halved_and_the_choice_is_t
     assert any("out of memory" in note for note in notes)
 
 
+def test_how_many_heats_run_at_a_time_changes_no_byte(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("demur.calibration._contest.world", lambda: SimpleNamespace(size=3))
+    study = replace(case.study, folder=RunFolder(tmp_path))
+    score_refusal(study, case.candidates)
+    for name in ("score_pieces", "scores"):
+        whole, other = (getattr(each.folder, name).path.read_bytes() for each in (case.study, study))
+        assert whole == other, name
+
+
 def test_what_is_kept_beside_a_batch_does_not_grow_with_candidates_or_layers(case, tmp_path, monkeypatch):
     """Beginnings of half as many candidates as a pass has rows, and one block's inputs."""
     made, held = {"beginnings": [], "advanced": []}, []

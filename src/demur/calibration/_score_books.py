@@ -88,7 +88,15 @@ class PieceBook:
         """Keep [candidate, prompt] values of one batch; those that are there already stay as they are."""
         for candidate, row in zip(candidates, values.tolist(), strict=True):
             if self.get(kind, candidate, span) is None:
-                record = _piece(kind, candidate, span.start, row)
+                strength, position, layer = candidate
+                record = ScorePiece(
+                    kind=kind,
+                    lambda_=strength,
+                    position=position,
+                    layer=layer,
+                    first=span.start,
+                    values=_numbers(row),
+                )
                 self._remember(record)
                 self._waiting.append(record)
         if time.monotonic() - self._written > 1:  # a write waits for the disk: not for every batch of a small model
@@ -104,17 +112,11 @@ class PieceBook:
     def finish(self) -> None:
         """Put everything on disk, in an order that does not depend on what was measured when, and on which process."""
         self.write()
-
-        def place(key: tuple[Kind, Candidate, int, int]) -> tuple[str, float, int, int, int, int]:
-            kind, (strength, position, layer), first, count = key
-            return kind, -1.0 if strength is None else strength, position, layer, first, count
-
-        ordered = dict(sorted(self._known.items(), key=lambda item: place(item[0])))
-        if list(ordered) != list(self._known):
-            self._known = ordered
-            self.store.replace(_piece(kind, each, first, row) for (kind, each, first, _), row in ordered.items())
+        records = self.store.read(ScorePiece)
+        if (ordered := sorted(records, key=_order)) != records:
+            self.store.replace(ordered)
 
 
-def _piece(kind: Kind, candidate: Candidate, first: int, values: Sequence[float]) -> ScorePiece:
-    strength, position, layer = candidate
-    return ScorePiece(kind=kind, lambda_=strength, position=position, layer=layer, first=first, values=_numbers(values))
+def _order(record: ScorePiece) -> tuple[str, float, int, int, int, int]:
+    strength = -1.0 if record.lambda_ is None else record.lambda_
+    return record.kind, strength, record.position, record.layer, record.first, len(record.values)

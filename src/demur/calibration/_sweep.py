@@ -205,12 +205,11 @@ class Sweep:
 
     def _start(self, kind: Kind, layer: int) -> BlockInputs | None:
         """Inputs of the unchanged model where candidates are added, if passes may start there; else none are held."""
-        scored = self.prompts[kind]
         known, since = self._inputs or (kind, None)
         if known != kind or (since is not None and since.block > layer):
             since = self._inputs = None
-        layers = sorted({layer for _, _, layer in self.vectors}) if scored.adds else []
-        if layer not in self._passes.startable(layers, scored.encoded):
+        scored, layers = self.prompts[kind], {each[2] for each in self.vectors}
+        if not scored.adds or layer not in self._passes.startable(sorted(layers), scored.encoded):
             return None
         ordered = [scored.encoded[index] for index in scored.order]
         inputs = self._passes.advanced(ordered, layer, since=since, rows=self.rows, fitting=self.fitting)

@@ -78,10 +78,10 @@ def read_record(path: Path, kind: type[R]) -> R:
 
 
 class JsonLines:
-    """An append-only file of records, one JSON object a line.
+    """A file of records, one JSON object a line, to which batches of records are appended.
 
-    A batch of records is written with one write and one fsync. A kill can leave at most one broken last line, which
-    is skipped by readers and cut off by the next append.
+    Each is written with one write and one fsync. A kill can leave at most one broken last line, which is skipped by
+    readers and cut off by the next append.
     """
 
     def __init__(self, path: Path) -> None:
