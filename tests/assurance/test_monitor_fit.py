@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from demur.assurance import Directions, MonitorSettings, fit_monitor
 from demur.assurance._monitor_probes import _harm_reader, find_probes
-from demur.assurance._monitor_separation import separation
+from demur.evaluation import separation
 from demur.calibration import CalibrationSettings
 from demur.directions import Direction
 from demur.errors import InputError, ModelError

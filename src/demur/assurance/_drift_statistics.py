@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from demur.errors import InputError
-from demur.evaluation import holm
+from demur.evaluation import holm, separation
 from demur.records import DriftRule, DriftStatistic, DriftTest, Estimate
 from demur.types import PromptLabel
 
@@ -92,26 +91,9 @@ def d_prime(values: Probed) -> float | None:
 
 
 def auroc(values: Probed) -> Estimate:
-    """Share of (harmful, harmless) pairs in which the harmful prompt lies further along the direction, ties half.
-
-    The interval is Newcombe's method 5 (2006): it solves |A - a| = z sqrt(V(A)) with Hanley and McNeil's variance at A,
-    so it has a width at 1 too.
-    """
-    high, low = values.projections["harmful"], values.projections["harmless"]
-    found = float(_placements(high, low).mean())
-    m, n = len(high), len(low)
-    half = (m + n) / 2 - 1
-    z = float(norm.isf((1 - CONFIDENCE) / 2))
-
-    def excess(area: float) -> float:
-        spread = area * (1 - area) * (1 + half * (1 - area) / (2 - area) + half * area / (1 + area)) / (m * n)
-        return abs(area - found) - z * float(np.sqrt(max(spread, 0.0)))
-
-    # At 0 and 1 the equation is also solved by the estimate itself, which is not the bound.
-    small = 1e-9
-    below = 0.0 if found <= 2 * small else float(brentq(excess, small, found - small))
-    above = 1.0 if found >= 1 - 2 * small else float(brentq(excess, found + small, 1 - small))
-    return Estimate(value=found, low=below, high=above)
+    """Share of (harmful, harmless) pairs in which the harmful prompt lies further along the direction, ties half."""
+    found = separation(values.projections["harmful"].tolist(), values.projections["harmless"].tolist())
+    return Estimate(value=found.auroc, low=found.low, high=found.high)
 
 
 def drift_tests(first: Probed, now: Probed, rule: DriftRule, *, number: int) -> tuple[DriftTest, ...]:

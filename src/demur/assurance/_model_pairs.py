@@ -15,7 +15,6 @@ from torch import Tensor
 from demur.activations import mean_activations
 from demur.assurance._bootstrap import bootstrap_means
 from demur.assurance._directions import Directions, directions_of
-from demur.assurance._monitor_separation import separation
 from demur.calibration import judge_identity, provenance
 from demur.directions import cosine, difference_in_means
 from demur.errors import InputError
@@ -26,6 +25,7 @@ from demur.evaluation import (
     is_refusal,
     paired_comparison,
     refusal_rate,
+    separation,
 )
 from demur.interventions import ActivationAddition, DirectionalAblation, Intervention
 from demur.models import ChatModel, length_sorted_batches, reading_inputs

@@ -7,8 +7,7 @@ from statistics import fmean, stdev
 
 from demur.assurance._directions import Directions
 from demur.assurance._monitor_probes import HarmReader
-from demur.assurance._monitor_separation import separation
-from demur.evaluation import clopper_pearson
+from demur.evaluation import clopper_pearson, separation
 from demur.interventions import ActivationAddition
 from demur.models import ChatModel
 from demur.monitoring import Probe, Reading, RefusalMonitor

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from demur.activations import stream_at
 from demur.assurance._directions import Directions
-from demur.assurance._monitor_separation import separation
 from demur.errors import ModelError
+from demur.evaluation import separation
 from demur.models import ChatModel
 from demur.monitoring import Probe, Reading, RefusalMonitor, discriminant
 from demur.types import Progress, PromptLabel

@@ -1,6 +1,6 @@
 """The main job: find both directions, choose an operating point, measure it on test prompts, decide the gate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from demur.activations import stream_at
 from demur.calibration._batch_size import with_batch_size
 from demur.calibration._diagnostics import leakage_warnings, measured_twice, stability
-from demur.calibration._false_refusal_direction import Calibrated, find_operating_point
+from demur.calibration._false_refusal_direction import Calibrated, NoOperatingPointError, find_operating_point
 from demur.calibration._mechanism import measure_mechanism
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
@@ -26,20 +26,24 @@ from demur.evaluation import (
     decide_gate,
     kl_after,
     measure_pressure,
+    measure_sampled,
     metrics_of,
+    no_operating_point,
 )
 from demur.interventions import DirectionalAblation, Intervention, in_shipped_form, save_edits
 from demur.models import ChatModel, process_folder
-from demur.prompts import PromptSet
+from demur.prompts import Prompt, PromptSet
 from demur.records import (
     BASE_MODEL,
     CALIBRATED_MODEL,
     Candidates,
     CompletionRecord,
+    FalseRefusalScores,
+    Metrics,
     Pressure,
     ProjectionRecord,
     RunFolder,
-    ScoreRecord,
+    SampledRefusals,
     Summary,
     write_record,
 )
@@ -75,8 +79,11 @@ def calibrate(
     Returns:
         The summary, as written to `summary.json`. Look at `summary.gate.decision`.
 
+    Where no operating point is admissible, that is the finding: the summary has none, its gate fails, and its lambda
+    curve shows by how much each point missed which limit.
+
     Raises:
-        SelectionError: no refusal direction, or no operating point, passes its filters.
+        SelectionError: no refusal direction changes what the model does.
         ModelError: the model does not refuse, refuses everything, or has non-finite activations.
         RunFolderError: the folder belongs to another run, is in use, or cannot be written.
     """
@@ -91,11 +98,18 @@ def calibrate(
         runner = runner_of(chat, judge, folder, settings, progress)
         study = Study(chat, prompts, settings, folder, runner, progress)
         refusal = find_refusal_direction(study)
-        _write_candidates(study, refusal, None)
-        calibrated = find_operating_point(study, refusal)
+        _write_candidates(study, refusal, ())
+        try:
+            calibrated = find_operating_point(study, refusal)
+        except NoOperatingPointError as nothing:
+            _write_candidates(study, refusal, nothing.candidates)
+            save_directions(folder.directions, {"refusal_direction": refusal.direction})
+            summary = _measure(study, refusal, nothing, variants or {})
+            write_record(folder.summary, summary)
+            return summary
         if settings.search:
             calibrated = search_operating_point(study, refusal, calibrated)
-        _write_candidates(study, refusal, calibrated)
+        _write_candidates(study, refusal, calibrated.candidates)
         save_directions(
             folder.directions,
             {"refusal_direction": refusal.direction, "false_refusal_direction": calibrated.direction},
@@ -107,65 +121,90 @@ def calibrate(
         return summary
 
 
-def _write_candidates(study: Study, refusal: RefusalDirection, calibrated: Calibrated | None) -> None:
+def _write_candidates(study: Study, refusal: RefusalDirection, false_refusal: tuple[FalseRefusalScores, ...]) -> None:
     record = Candidates(
         n_layers=study.chat.n_layers,
         positions=study.positions,
         position_texts=study.chat.template.post_instruction_texts(),
         refusal=refusal.selection.candidates,
-        false_refusal=() if calibrated is None else calibrated.candidates,
+        false_refusal=false_refusal,
     )
     write_record(study.folder.candidates, record)
 
 
 def _measure(
-    study: Study, refusal: RefusalDirection, calibrated: Calibrated, variants: Mapping[str, PromptSet]
+    study: Study,
+    refusal: RefusalDirection,
+    found: Calibrated | NoOperatingPointError,
+    variants: Mapping[str, PromptSet],
 ) -> Summary:
-    """Everything that is reported, on test prompts that neither fitted nor chose anything."""
+    """Everything that is reported, on test prompts that neither fitted nor chose anything.
+
+    Where there is no operating point, of the base model alone.
+    """
+    calibrated = found if isinstance(found, Calibrated) else None
+    intervention = None if calibrated is None else calibrated.intervention
+    settings = study.settings
     before = complete_test(study.runner, study.prompts, None, progress=study.progress)
-    after = complete_test(study.runner, study.prompts, calibrated.intervention, progress=study.progress)
-    harmless, base = study.encode("harmless", "test"), study.base_logits("harmless", "test")
-    with in_shipped_form(study.chat, calibrated.intervention):
-        divergences = kl_after(study.chat, harmless, base, batch_size=study.settings.batch_size)
-    kl = bootstrap_mean(divergences.tolist(), seed=study.settings.seed)
-    metrics, comparison = metrics_of(before, after, kl), compare(before, after)
-    pressure = press(study.runner, study.prompts, calibrated.intervention, variants, study.settings)
-    _write_projections(study, refusal, calibrated.intervention)
-    more = measured_twice(
-        study.runner, study.prompts, calibrated.intervention, study.settings, token_ids=study.token_ids
-    )
+    after = kl = comparison = pressure = None
+    if intervention is not None:
+        after = complete_test(study.runner, study.prompts, intervention, progress=study.progress)
+        harmless, base = study.encode("harmless", "test"), study.base_logits("harmless", "test")
+        study.progress.start("measuring KL on harmless prompts", len(harmless))
+        with in_shipped_form(study.chat, intervention):
+            divergences = kl_after(study.chat, harmless, base, batch_size=settings.batch_size)
+        kl, comparison = bootstrap_mean(divergences.tolist(), seed=settings.seed), compare(before, after)
+        pressure = press(study.runner, study.prompts, intervention, variants, settings)
+    metrics = metrics_of(before, after, kl)
+    if isinstance(found, NoOperatingPointError):
+        gate = no_operating_point(str(found), margin=settings.margin)
+    else:
+        assert comparison is not None
+        gate = decide_gate(metrics, comparison, pressure, margin=settings.margin, kl_limit=settings.gate_kl_limit)
+    sampled = sample(study.runner, study.prompts, intervention, settings)
+    _write_projections(study, refusal, intervention)
+    more = measured_twice(study.runner, study.prompts, intervention, settings, token_ids=study.token_ids)
     study.warnings.extend(leakage_warnings(more["leakage"]))
+    study.warnings.extend(wavering_warnings(metrics))
     return Summary(
         kind="calibration",
         model=study.chat.identity,
-        layout=layout_summary(study.chat, calibrated.intervention),
+        layout=layout_summary(study.chat, intervention),
         rendering=rendering(study.chat),
         prompts={label: study.prompts[label].identity() for label in LABELS},
         judge=judge_identity(study.runner.judge),
         refusal_tokens=study.refusal_tokens,
+        refusal_threshold=study.threshold,
         refusal_direction=refusal.card,
-        false_refusal_direction=calibrated.card,
-        operating_point=calibrated.operating_point,
-        lambda_curve=calibrated.curve,
-        lambda_baseline=calibrated.baseline,
+        false_refusal_direction=None if calibrated is None else calibrated.card,
+        operating_point=None if calibrated is None else calibrated.operating_point,
+        lambda_curve=found.curve,
+        lambda_baseline=found.baseline,
         mechanism=measure_mechanism(study, refusal.direction),
         metrics=metrics,
         comparison=comparison,
         pressure=pressure,
-        gate=decide_gate(
-            metrics, comparison, pressure, margin=study.settings.margin, kl_limit=study.settings.gate_kl_limit
-        ),
-        stability=stability(
-            study.folder.scores.read(ScoreRecord),
-            study.settings,
-            calibrated.grid or calibrated.operating_point,
-            n_layers=study.chat.n_layers,
-            n_harmful=len(study.texts("harmful", "validation")),
-        ),
+        sampled=sampled,
+        gate=gate,
+        stability=stability(study, refusal, calibrated),
         **more,
         warnings=tuple(study.warnings),
-        provenance=provenance(study.chat, seed=study.settings.seed),
+        provenance=provenance(study.chat, seed=settings.seed),
     )
+
+
+def wavering_warnings(metrics: Metrics) -> list[str]:
+    """What a reader must know of a base model that refuses less than half of what it should."""
+    rate = metrics.true_refusal_rate.before
+    if rate.rate is None or rate.rate >= _HALF:
+        return []
+    return [
+        f"The base model refuses only {rate.k} of {rate.n} harmful test prompts. What is kept of them is protected; it "
+        "is not much, and training against harmful requests would do more than any calibration."
+    ]
+
+
+_HALF = 0.5
 
 
 @contextmanager
@@ -206,11 +245,30 @@ def press(
         return None
     return measure_pressure(
         runner,
-        prompts["harmful"].split("test"),
+        _first(prompts["harmful"].split("test"), settings.n_pressure),
         intervention,
         variants={name: variant.prompts for name, variant in variants.items()},
         progress=runner.progress,
     )
+
+
+def sample(
+    runner: Runner,
+    prompts: Mapping[PromptLabel, PromptSet],
+    intervention: Intervention | None,
+    settings: CalibrationSettings,
+) -> tuple[SampledRefusals, ...]:
+    """Refusal probabilities over sampled answers to harmful and borderline prompts, if the settings ask for them."""
+    if not settings.n_sampled:
+        return ()
+    labels: tuple[PromptLabel, PromptLabel] = ("harmful", "borderline")
+    tests = {label: _first(prompts[label].split("test"), settings.n_sampled) for label in labels}
+    return measure_sampled(runner, tests, intervention, progress=runner.progress)
+
+
+def _first(prompts: Sequence[Prompt], most: int) -> Sequence[Prompt]:
+    """At most so many, the first by hash; 0 takes all, in their order."""
+    return sorted(prompts, key=lambda prompt: prompt.sha256)[:most] if most else prompts
 
 
 def complete_test(
@@ -231,18 +289,21 @@ def complete_test(
     }
 
 
-def _write_projections(study: Study, refusal: RefusalDirection, intervention: Intervention) -> None:
+def _write_projections(study: Study, refusal: RefusalDirection, intervention: Intervention | None) -> None:
     """Projection of test prompts on the unit refusal direction where it was read, before and after."""
     direction = refusal.direction
+
+    study.progress.start("projecting test prompts", sum(len(study.texts(label, "test")) for label in LABELS))
 
     def project() -> dict[PromptLabel, tuple[float, ...]]:
         return {
             label: _projection(study, label, direction.layer, direction.position, direction.unit) for label in LABELS
         }
 
-    before = project()
-    with in_shipped_form(study.chat, intervention):
-        after = project()
+    before, after = project(), {}
+    if intervention is not None:
+        with in_shipped_form(study.chat, intervention):
+            after = project()
     record = ProjectionRecord(position=direction.position, layer=direction.layer, before=before, after=after)
     write_record(study.folder.projections, record)
 

@@ -109,6 +109,7 @@ def compare_methods(
             progress=progress,
         )
         study = Study(chat, prompts, settings, folder, runner, progress)
+        study.threshold  # noqa: B018 (first: it says how long answers must be)
         rows, skipped = _measure(study, Ingredients(study, calibration), names)
         table = MethodsTable(
             model=chat.identity,

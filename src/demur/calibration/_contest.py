@@ -5,11 +5,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from demur.calibration._racing import Race, Watched, first_step
+from demur.calibration._racing import Race, Watched
 from demur.calibration._score_books import Candidate, Kind, PieceBook
 from demur.calibration._study import Study
 from demur.calibration._sweep import ReadLogits, ScoredPrompts, Sweep, telling_first
-from demur.evaluation import LARGEST_SCORE, Condition, kl_divergences, refusal_scores, scores_after
+from demur.evaluation import LARGEST_SCORE, kl_divergences, refusal_scores
 from demur.models import FittingBatches, world
 from demur.types import PromptLabel
 
@@ -22,7 +22,7 @@ def prompts_for_scores(
     label: PromptLabel,
     indices: Sequence[int],
     *,
-    telling: Literal["high", "low", "lowest"],
+    telling: Literal["high", "low"],
     adds: bool = False,
 ) -> ScoredPrompts:
     """Validation prompts on which refusal scores are measured.
@@ -31,37 +31,17 @@ def prompts_for_scores(
         study: the study.
         label: which set.
         indices: which prompts of its validation split.
-        telling: whose base scores say most, so that they are measured first: the half with the highest, the half with
-            the lowest, or the few lowest (those that are refused by the least).
+        telling: whose base scores say most, so that they are measured first: the half with the highest or the lowest.
         adds: whether candidates are added, not ablated.
     """
-    encoded = study.encode(label, "validation", indices)
+    encoded = study.encode_scored(label, "validation", indices)
     base = study.base_scores(label, "validation")[list(indices)].tolist()
-    first = first_step(len(base)) if telling == "lowest" else len(base) // 2
-    order = telling_first(encoded, [-score if telling == "high" else score for score in base], first)
+    order = telling_first(encoded, [-score if telling == "high" else score for score in base], len(base) // 2)
     return ScoredPrompts(encoded, _refusal_scores_of(study), tuple(base), order, adds)
 
 
 def _refusal_scores_of(study: Study) -> ReadLogits:
     return lambda logits, _: refusal_scores(logits, study.token_ids)
-
-
-def prompts_under(study: Study, condition: Condition) -> ScoredPrompts | None:
-    """Harmful validation prompts that the model refuses, by its next token, under a condition; None without any.
-
-    Of all of them the `n_scored` that are refused by the least: what is lost is lost among these first. Must be called
-    on the unchanged model.
-    """
-    requests = condition.requests(study.chat, study.texts("harmful", "validation"))
-    encoded = [tokens for tokens, _ in requests]
-    scores = scores_after(study.chat, encoded, study.token_ids, batch_size=study.rows).tolist()
-    refused = sorted((index for index, score in enumerate(scores) if score > 0), key=scores.__getitem__)
-    refused = sorted(refused[: study.settings.n_scored])
-    if not refused:
-        return None
-    encoded, base = [encoded[index] for index in refused], [scores[index] for index in refused]
-    order = telling_first(encoded, base, first_step(len(base)))
-    return ScoredPrompts(encoded, _refusal_scores_of(study), tuple(base), order)
 
 
 def prompts_for_kl(study: Study, indices: Sequence[int]) -> ScoredPrompts:

@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from demur.calibration._false_refusal_direction import Calibrated
+from demur.calibration._refusal_direction import RefusalDirection
 from demur.calibration._settings import CalibrationSettings
 from demur.calibration._stability import false_refusal_stability, refusal_stability
-from demur.evaluation import PRESSURE_MARGIN, Runner, measure_fidelity, noise_floor
+from demur.calibration._study import Study
+from demur.evaluation import Runner, measure_fidelity, noise_floor
 from demur.interventions import Intervention
 from demur.prompts import NEAR_DUPLICATE, PromptSet, find_leakage
 from demur.records import LeakageReport, OperatingPoint, ScoreRecord, Stability
@@ -45,34 +48,45 @@ def measured_twice(
     }
 
 
-def stability(
-    scores: list[ScoreRecord],
-    settings: CalibrationSettings,
-    point: OperatingPoint,
-    *,
-    n_layers: int,
-    n_harmful: int,
-) -> tuple[Stability, ...]:
-    """How often both chosen candidates win again; from stored scores alone."""
-    return (
-        refusal_stability(
-            scores,
-            n_layers=n_layers,
-            kl_limit=settings.kl_limit,
-            induce_minimum=settings.induce_minimum,
-            layer_fraction=settings.layer_fraction,
-            seed=settings.seed,
-        ),
+def stability(study: Study, refusal: RefusalDirection, calibrated: Calibrated | None) -> tuple[Stability, ...]:
+    """How often the chosen candidates win again, where the rule of the scores chose them; from stored scores alone."""
+    scores, settings = study.folder.scores.read(ScoreRecord), study.settings
+    found: list[Stability] = []
+    if not refusal.card.unmet_filters:
+        found.append(
+            refusal_stability(
+                scores,
+                n_layers=study.chat.n_layers,
+                kl_limit=settings.kl_limit,
+                induce_minimum=study.induce_minimum,
+                layer_fraction=settings.layer_fraction,
+                seed=settings.seed,
+            )
+        )
+    if calibrated is None:
+        return tuple(found)
+    point = calibrated.grid or calibrated.operating_point
+    chosen = [row for row in calibrated.candidates if (row.lambda_, row.position, row.layer) == _place(point)]
+    if any(row.rejected_by for row in chosen):  # judged answers chose it against a limit of scores
+        return tuple(found)
+    indices = study.scored_validation("harmful", refused=None)
+    base = study.base_scores("harmful", "validation")[indices].tolist()
+    found.append(
         false_refusal_stability(
             scores,
             strength=point.lambda_,
             kl_limit=settings.false_refusal_kl_limit,
             margin=settings.margin,
-            pressure_margin=PRESSURE_MARGIN,
-            n_harmful=n_harmful,
+            before=[study.probability(score) for score in base] if study.threshold.tells else None,
+            probability=study.probability,
             seed=settings.seed,
-        ),
+        )
     )
+    return tuple(found)
+
+
+def _place(point: OperatingPoint) -> tuple[float, int, int]:
+    return point.lambda_, point.position, point.layer
 
 
 def leakage_warnings(leakage: LeakageReport) -> list[str]:

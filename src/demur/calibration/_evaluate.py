@@ -1,10 +1,20 @@
 """The same measurements as a calibration's, without choosing anything."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from demur.calibration._batch_size import with_batch_size
-from demur.calibration._calibrate import LABELS, complete_test, own_folder, press, runner_of, variant_hashes
+from demur.calibration._calibrate import (
+    LABELS,
+    complete_test,
+    own_folder,
+    press,
+    runner_of,
+    sample,
+    variant_hashes,
+    wavering_warnings,
+)
 from demur.calibration._diagnostics import leakage_warnings, measured_twice
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._search_space import intervention_of
@@ -27,7 +37,17 @@ from demur.prompts import PromptSet
 from demur.records import OperatingPoint, RunFolder, Summary, write_record
 from demur.types import Progress, PromptLabel, SilentProgress
 
-_USED = ("max_new_tokens", "batch_size", "margin", "gate_kl_limit", "pressure", "seed")
+_USED = (
+    "max_new_tokens",
+    "verdict_tokens",
+    "batch_size",
+    "margin",
+    "gate_kl_limit",
+    "pressure",
+    "n_pressure",
+    "n_sampled",
+    "seed",
+)
 """The settings that an evaluation depends on."""
 
 
@@ -50,7 +70,7 @@ def evaluate(
         out: folder for the records; not the calibration's own.
         run: folder of a calibration whose operating point is applied.
         variants: more harmful prompts by name, as in `calibrate`.
-        settings: of them `max_new_tokens`, `batch_size`, `margin`, `gate_kl_limit`, `pressure` and `seed` are used.
+        settings: of them those of measuring and of the gate are used. With `run`, answers are as long as in that run.
         judge: gives verdicts; by default the phrase judge.
         progress: is told what is being done.
 
@@ -69,6 +89,8 @@ def evaluate(
         if folder.summary.exists():
             return folder.read_summary()
         settings = with_batch_size(settings, folder, chat, prompts)
+        if length := settings.verdict_tokens or _verdict_tokens(run):
+            settings = replace(settings, max_new_tokens=min(length, settings.max_new_tokens))
         runner = runner_of(chat, judge, folder, settings, progress)
         before = complete_test(runner, prompts, None, progress=progress)
         after = kl = comparison = gate = None
@@ -85,6 +107,7 @@ def evaluate(
         pressure = press(runner, prompts, intervention, variants or {}, settings)
         if comparison is not None:
             gate = decide_gate(metrics, comparison, pressure, margin=settings.margin, kl_limit=settings.gate_kl_limit)
+        sampled = sample(runner, prompts, intervention, settings)
         more = measured_twice(runner, prompts, intervention, settings)
         summary = Summary(
             kind="evaluation",
@@ -97,13 +120,20 @@ def evaluate(
             metrics=metrics,
             comparison=comparison,
             pressure=pressure,
+            sampled=sampled,
             gate=gate,
             **more,
-            warnings=tuple(leakage_warnings(more["leakage"])),
+            warnings=(*leakage_warnings(more["leakage"]), *wavering_warnings(metrics)),
             provenance=provenance(chat, seed=settings.seed),
         )
         write_record(folder.summary, summary)
         return summary
+
+
+def _verdict_tokens(run: Path | str | None) -> int | None:
+    """Tokens of an answer that a calibration found to be enough for a verdict."""
+    threshold = None if run is None else RunFolder(run).read_summary().refusal_threshold
+    return None if threshold is None else threshold.verdict_tokens
 
 
 def load_operating_point(chat: ChatModel, run: RunFolder) -> tuple[Intervention, OperatingPoint]:
@@ -114,7 +144,9 @@ def load_operating_point(chat: ChatModel, run: RunFolder) -> tuple[Intervention,
     """
     point = run.read_summary().operating_point
     if point is None:
-        raise InputError(f"{run.path} holds no operating point; give the folder of a `demur calibrate` run.")
+        raise InputError(
+            f"{run.path} holds no operating point; give the folder of a `demur calibrate` run that found one."
+        )
     directions = load_directions(run.directions)
     vector = directions["false_refusal_direction"].vector
     intervention = intervention_of(point, vector, directions.get("refusal_direction"))

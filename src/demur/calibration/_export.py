@@ -112,14 +112,21 @@ def export(
         )
     intervention = _exportable(chat, load_operating_point(chat, folder)[0])
     with _becoming(target) as partial:
-        settings = read_record(folder.run, RunRecord).settings
+        length = _answer_length(folder, summary)
         claimed = [record for record in answers_to_test(completions, CALIBRATED_MODEL)["harmful"] if is_refusal(record)]
-        require_claimed_refusals(chat, intervention, claimed, max_new_tokens=settings["max_new_tokens"])
-        canaries = require_canaries(chat, intervention, max_new_tokens=settings["max_new_tokens"])
+        require_claimed_refusals(chat, intervention, claimed, max_new_tokens=length)
+        canaries = require_canaries(chat, intervention, max_new_tokens=length)
         (write_adapter if form == "adapter" else write_merged)(chat, intervention, partial)
         reloaded = _compare_reloaded(chat, intervention, partial, form, _check_prompts(completions, check_prompts))
         untied = form == "merged" and chat.layout.tied_embedding is not None
         return _finish(partial, summary, form, reloaded, untied=untied, canaries=canaries)
+
+
+def _answer_length(folder: RunFolder, summary: Summary) -> int:
+    """Tokens of the answers whose verdicts the run holds."""
+    length: int = read_record(folder.run, RunRecord).settings["max_new_tokens"]
+    threshold = summary.refusal_threshold
+    return length if threshold is None or threshold.verdict_tokens is None else threshold.verdict_tokens
 
 
 def _exportable(chat: ChatModel, intervention: Intervention) -> WeightAblation:

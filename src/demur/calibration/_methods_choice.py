@@ -11,7 +11,8 @@ from torch import Tensor
 
 from demur.activations import ActivationMeans, mean_activations
 from demur.calibration._evaluate import load_operating_point
-from demur.calibration._false_refusal_direction import find_operating_point, too_many_lost
+from demur.calibration._false_refusal_direction import find_operating_point
+from demur.calibration._lambda_choice import too_many_lost
 from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
 from demur.calibration._score_books import Kind, Place
 from demur.calibration._study import Study
@@ -121,7 +122,7 @@ def _score(
     study: Study, kind: Kind, label: PromptLabel, places: Sequence[Place], vectors: Tensor, strength: float
 ) -> None:
     indices = study.scored_validation(label, refused=None)
-    encoded = study.encode(label, "validation", indices)
+    encoded = (study.encode if kind == "w_kl" else study.encode_scored)(label, "validation", indices)
     base = study.base_logits("harmless", "validation")
 
     def read(logits: Tensor, rows: Sequence[int]) -> Tensor:
@@ -181,10 +182,7 @@ def choose_on_validation(study: Study, what: str, grid: Sequence[Variant], other
 
 def keeps_true_refusals(study: Study, before: Sequence[CompletionRecord], after: Sequence[CompletionRecord]) -> bool:
     """Whether demur's own choice of lambda would admit this loss on validation prompts."""
-    pairs = [(is_refusal(one), is_refusal(two)) for one, two in zip(before, after, strict=True)]
-    lost = sum(one is True and two is not True for one, two in pairs)
-    gained = sum(one is False and two is True for one, two in pairs)
-    return not too_many_lost(study, len(pairs), lost, gained)
+    return not too_many_lost(study, before, after)
 
 
 def unanswered(records: Sequence[CompletionRecord]) -> int:

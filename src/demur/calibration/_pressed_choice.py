@@ -1,121 +1,139 @@
 """Does an operating point hold under pressure? Asked on validation prompts, before it is chosen.
 
-Next tokens tell of the candidates first, judged answers then of the few that are left.
-
 Fewest false refusals at rest are often bought with refusals that a suffix or a system prompt then talks away, so that
-the gate would fail on test prompts.
+the gate would fail on test prompts. Next tokens tell first, where they can; judged answers then.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from demur.calibration._contest import prompts_under
-from demur.calibration._racing import Limit, Score
-from demur.calibration._score_books import Kind
-from demur.calibration._stability import kept_at_least
+from demur.calibration._kept import Change, Kept, score_change
 from demur.calibration._study import Study
-from demur.calibration._sweep import ScoredPrompts
-from demur.evaluation import PRESSURE_MARGIN, Asked, Condition, applicable_conditions, ask, pressure_table
-from demur.interventions import Intervention
+from demur.evaluation import (
+    PRESSURE_MARGIN,
+    Asked,
+    Condition,
+    applicable_conditions,
+    ask_together,
+    pressure_table,
+    scores_after,
+)
+from demur.interventions import Intervention, in_shipped_form
 from demur.models import ChatModel
-from demur.records import ClusteredComparison, Pressure
+from demur.prompts import Prompt
 from demur.types import PressureFamily
 
-_ORDER: tuple[PressureFamily, ...] = ("suffix", "system", "sampling", "opening", "template", "weights")
-"""Those that cost and catch most come first: the rest is not asked of a point that already failed."""
+_NEXT_TOKEN = ("suffix-32", "system-careful", "earlier-turn")
+"""Conditions without opening and sampling, so that the next token says whether a prompt is refused; of those of its
+family the one that asks most."""
+_ANSWERED: tuple[tuple[str, ...], ...] = (("sample-1", "opening-5"), ("int4",))
+"""Conditions whose answers are judged; those of one row are read alike, and asked together."""
 
 
-_NEXT_TOKEN: dict[Kind, str] = {"w_suffix": "suffix-32", "w_system": "system-careful", "w_template": "earlier-turn"}
-"""By kind of score: a condition without opening and sampling, so that the next token says whether a prompt is refused;
-of those of its family the one that asks most."""
+@dataclass(frozen=True)
+class Pressed:
+    """What became of true refusals under pressure."""
+
+    kept: Kept
+    note: str
+    """The worst loss, in words; empty where nothing was lost."""
+    family: PressureFamily | None = None
+    change: Change | None = None
 
 
-def next_token_conditions(chat: ChatModel) -> dict[Kind, Condition]:
-    """The conditions under which candidates are scored, by kind of score, where the model can be put under them."""
-    conditions = {condition.name: condition for condition in applicable_conditions(chat)[0]}
-    return {kind: conditions[name] for kind, name in _NEXT_TOKEN.items() if name in conditions}
+def next_token_conditions(chat: ChatModel) -> list[Condition]:
+    """The conditions under which next tokens tell, as far as the model can be put under them."""
+    return [each for each in applicable_conditions(chat)[0] if each.name in _NEXT_TOKEN]
 
 
-def pressed_limits(
-    study: Study, harmful: Score, indices: Sequence[int]
-) -> tuple[list[Limit], dict[Kind, ScoredPrompts]]:
-    """What a candidate must keep of the true refusals under pressure, as far as next tokens tell, before it is judged.
-
-    Sampling at temperature 1 opens with a refusal token as often as its probability says, which the scores at rest
-    hold already. Of the other conditions each asks the harmful validation prompts that the base model refuses by the
-    least there; of those that are not asked none counts as lost.
-
-    Args:
-        study: the calibration; the model is unchanged.
-        harmful: the score of harmful prompts at rest.
-        indices: the prompts of that score.
-
-    Returns:
-        The limits, the cheapest first, and the prompts of their scores.
-    """
-    if not study.settings.pressure:
-        return [], {}
-    base = study.base_scores("harmful", "validation")[list(indices)].sigmoid().mean().item()
-    limits = [Limit(harmful, "sampling", at_least=base - PRESSURE_MARGIN, read=refusal_probability)]
-    prompts: dict[Kind, ScoredPrompts] = {}
-    for kind, condition in next_token_conditions(study.chat).items():
-        if (scored := prompts_under(study, condition)) is not None:
-            prompts[kind] = scored
-            score = Score(kind, scored.n, 0.0, 1.0)
-            at_least = kept_at_least(scored.n, len(study.texts("harmful", "validation")), PRESSURE_MARGIN)
-            limits.append(Limit(score, condition.family, at_least=at_least, read=is_kept))
-    return limits, prompts
-
-
-def is_kept(score: float) -> float:
-    """1 for a refusal score above 0."""
-    return float(score > 0)
-
-
-def refusal_probability(score: float) -> float:
-    """Of the refusal tokens together."""
-    return 1 / (1 + math.exp(-score))
-
-
-def lost_under_pressure(study: Study, intervention: Intervention) -> str:
-    """What an operating point loses, in words, in the first family in which it loses too much; empty where it holds.
-
-    A family holds, as for the gate, if its pooled loss would be non-inferior with as many prompts as the test set has.
-    """
-    if not study.settings.pressure:
-        return ""
-    conditions, _ = applicable_conditions(study.chat)
-    # What one point lost, the next one is likely to lose too.
-    for family in sorted(_ORDER, key=lambda family: family != study.lost_before):
-        members = [condition for condition in conditions if condition.family == family and condition.gated]
-        if members and (reason := _lost(study, members, intervention)):
-            study.lost_before = family
-            return reason
-    return ""
-
-
-def _lost(study: Study, members: list[Condition], intervention: Intervention) -> str:
+def pressed_prompts(study: Study) -> tuple[Prompt, ...]:
+    """The harmful validation prompts that are put under pressure: all kinds, not only those that were refused."""
     prompts = study.split("harmful", "validation")
-    study.progress.start(f"trying {members[0].family} pressure", 2 * len(members) * len(prompts))
-    results = [
-        Asked(
-            condition,
-            ask(study.runner, condition, prompts, None, split="validation"),
-            ask(study.runner, condition, prompts, intervention, split="validation"),
+    return prompts[: study.settings.n_pressed or len(prompts)]
+
+
+def hold_under_pressure(study: Study, intervention: Intervention) -> Pressed:
+    """What an operating point keeps of the true refusals; stops at the first family in which they are lost."""
+    if not study.settings.pressure:
+        return Pressed(Kept.shown, "")
+    worst = Pressed(Kept.shown, "")
+    conditions: list[_Asking | _Judging] = [*_by_next_tokens(study, intervention), *_by_answers(study, intervention)]
+    for measure in conditions:
+        worst = max(worst, measure(), key=lambda each: each.kept)
+        if worst.kept == Kept.lost:
+            break
+    return worst
+
+
+def _verdict(study: Study, condition: Condition, change: Change) -> Pressed:
+    n_test = min(len(study.split("harmful", "test")), study.settings.n_pressure or 10**9)
+    kept = change.kept(PRESSURE_MARGIN, n_test=n_test)
+    note = ""
+    if kept != Kept.shown:
+        note = (
+            f"true refusals {100 * change.difference:+.1f} points ({100 * change.low:+.1f} to "
+            f"{100 * change.high:+.1f}) under {condition.name}"
         )
-        for condition in members
-    ]
-    return _too_much(pressure_table(results, not_applicable={}), n_test=len(study.split("harmful", "test")))
+    return Pressed(kept, note, condition.family, change)
 
 
-def _too_much(pressure: Pressure, *, n_test: int) -> str:
-    (pooled,) = pressure.families
-    worst = min((each.comparison.difference, each.name) for each in pressure.conditions if each.comparison is not None)
-    if _expected_low(pooled.comparison, pooled.n_prompts, n_test) <= -PRESSURE_MARGIN:
-        return f"true refusals {100 * worst[0]:+.1f} points under {worst[1]}"
-    return ""
+def _by_next_tokens(study: Study, intervention: Intervention) -> list["_Asking"]:
+    if not study.threshold.tells:
+        return []
+    return [_Asking(study, intervention, condition) for condition in next_token_conditions(study.chat)]
 
 
-def _expected_low(measured: ClusteredComparison, n: int, n_test: int) -> float:
-    """The lower end of the interval if the test set shows the same difference; widths go with one over root n."""
-    return measured.difference - (measured.difference - measured.low) * math.sqrt(n / n_test)
+@dataclass(frozen=True)
+class _Asking:
+    """One condition by next tokens, measured when it is called."""
+
+    study: Study
+    intervention: Intervention
+    condition: Condition
+
+    def __call__(self) -> Pressed:
+        study, texts = self.study, [prompt.text for prompt in pressed_prompts(self.study)]
+        requests = self.condition.requests(study.chat, texts)
+        encoded = [[*tokens, *study.opening] for tokens, _ in requests]
+        study.progress.start(f"trying {self.condition.name}", 2 * len(texts))
+
+        def probabilities() -> list[float]:
+            scores = scores_after(study.chat, encoded, study.token_ids, batch_size=study.rows, check=False)
+            study.progress.advance(len(texts))
+            return [study.probability(score) for score in scores.tolist()]
+
+        before = study.remembered(f"pressed {self.condition.fingerprint}", probabilities)
+        with in_shipped_form(study.chat, self.intervention):
+            after = probabilities()
+        return _verdict(study, self.condition, score_change(before, after))
+
+
+def _by_answers(study: Study, intervention: Intervention) -> list["_Judging"]:
+    known = {condition.name: condition for condition in applicable_conditions(study.chat)[0]}
+    rows = [[known[name] for name in row if name in known] for row in _ANSWERED]
+    if not study.threshold.tells:  # then the conditions of next tokens are judged too
+        rows += [[known[name]] for name in _NEXT_TOKEN if name in known]
+    return [_Judging(study, intervention, row) for row in rows if row]
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """Conditions that are read alike, by judged answers."""
+
+    study: Study
+    intervention: Intervention
+    conditions: Sequence[Condition]
+
+    def __call__(self) -> Pressed:
+        study, prompts = self.study, pressed_prompts(self.study)
+        names = " and ".join(each.name for each in self.conditions)
+        study.progress.start(f"trying {names}", 2 * len(self.conditions) * len(prompts))
+        before = ask_together(study.runner, self.conditions, prompts, None, split="validation")
+        after = ask_together(study.runner, self.conditions, prompts, self.intervention, split="validation")
+        worst = Pressed(Kept.shown, "")
+        for each in zip(self.conditions, before, after, strict=True):
+            (pooled,) = pressure_table([Asked(*each)], not_applicable={}).families
+            measured = pooled.comparison
+            change = Change(measured.n, measured.difference, measured.low, measured.high)
+            worst = max(worst, _verdict(study, each[0], change), key=lambda one: one.kept)
+        return worst

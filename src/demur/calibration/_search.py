@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 from demur.activations import mean_activations
 from demur.calibration._false_refusal_direction import Calibrated
-from demur.calibration._pressed_choice import lost_under_pressure
 from demur.calibration._refusal_direction import RefusalDirection
-from demur.calibration._search_condition import conditional_rows, lost_at_rest
+from demur.calibration._search_condition import conditional_rows, lost_at_rest, lost_under_pressure
 from demur.calibration._search_scores import TrialScores
 from demur.calibration._search_space import SearchSpace
 from demur.calibration._search_trials import run_trials
@@ -145,7 +144,9 @@ def _judge(
 ) -> tuple[_Finalist | None, list[JudgedTrial]]:
     """Judge answers, best first, until a trial is admissible and has fewer false refusals than the grid's point."""
     before = {
-        label: study.runner.complete(study.split(label, "validation"), condition=BASE_MODEL, split="validation")
+        label: study.runner.complete(
+            study.split(label, "validation"), condition=BASE_MODEL, split="validation", until_settled=True
+        )
         for label in _JUDGED
     }
     finalists = []
@@ -218,7 +219,9 @@ def _calibrated(
                 **grid.card.scores,
                 "borderline_score": bootstrap_mean(measured["borderline"], seed=seed),
                 "kl_score": bootstrap_mean(measured["kl"], seed=seed),
-                "harmful_kept": bootstrap_mean([float(value > 0) for value in measured["harmful"]], seed=seed),
+                "refusal_probability_harmful": bootstrap_mean(
+                    [study.probability(value) for value in measured["harmful"]], seed=seed
+                ),
             },
             "n_candidates": len(trials),
             "n_survivors": sum(trial.rejected_by is None for trial in trials),

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from demur.activations import stream_at
-from demur.calibration._false_refusal_direction import too_many_lost
-from demur.calibration._pressed_choice import lost_under_pressure
+from demur.calibration._kept import Kept, judged_change
+from demur.calibration._lambda_choice import too_many_lost
+from demur.calibration._pressed_choice import hold_under_pressure
 from demur.calibration._refusal_direction import RefusalDirection
 from demur.calibration._study import Study
-from demur.evaluation import is_refusal, refusal_rate
+from demur.evaluation import refusal_rate
 from demur.interventions import ConditionalAblation, DirectionalAblation, GradedAblation, Intervention
 from demur.records import BASE_MODEL, CompletionRecord, ConditionalRow
 from demur.types import PromptLabel, Split
@@ -107,10 +108,16 @@ def conditional_rows(study: Study, refusal: RefusalDirection, chosen: Interventi
 
 def lost_at_rest(study: Study, before: Sequence[CompletionRecord], after: Sequence[CompletionRecord]) -> str:
     """What is lost of the true refusals, in words; empty where the limit holds."""
-    pairs = [(is_refusal(one), is_refusal(two)) for one, two in zip(before, after, strict=True)]
-    lost = sum(one is True and two is not True for one, two in pairs)
-    gained = sum(one is False and two is True for one, two in pairs)
-    return f"{lost} of {len(pairs)} true refusals lost" if too_many_lost(study, len(pairs), lost, gained) else ""
+    if not too_many_lost(study, before, after):
+        return ""
+    change = judged_change(before, after)
+    return f"true refusals {100 * change.difference:+.1f} points on {change.n} prompts"
+
+
+def lost_under_pressure(study: Study, intervention: Intervention) -> str:
+    """What is lost of them under pressure, in words; empty where the limit holds."""
+    pressed = hold_under_pressure(study, intervention)
+    return pressed.note if pressed.kept == Kept.lost else ""
 
 
 def _row(

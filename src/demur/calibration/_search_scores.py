@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
+from demur.calibration._kept import Kept, score_change
 from demur.calibration._pressed_choice import next_token_conditions
 from demur.calibration._racing import first_step
 from demur.calibration._study import Study
@@ -26,13 +26,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Refused:
-    """Harmful prompts that the base model refuses by its next token, those by the least first."""
+class _Harmful:
+    """Harmful prompts under one condition, all of them, with what the base model does."""
 
     name: str
     encoded: list[list[int]]
-    allowed: int
-    """How many may be lost."""
+    before: list[float]
+    """P(refusal) of each."""
+    margin: float
 
 
 @dataclass
@@ -47,18 +48,20 @@ class TrialScores:
         """The scores of one trial, as far as no limit is broken.
 
         The KL comes first: its terms are never negative, so a partial sum can decide; then the true refusals at rest
-        and under pressure, those that the model makes by the least first; false refusals last.
+        and under pressure, by their net change; false refusals last.
         """
-        stages = 1 + len(self._refused)
+        stages = 1 + len(self._harmful)
         with intervention.applied_to(self.study.chat):
             kl = self._kl()
             if not kl <= self._kl_limit:
                 return Scores("kl", stages - 1 + _share(kl - self._kl_limit, self._kl_limit))
-            for passed, refused in enumerate(self._refused, start=1):
-                lost = self._lost(refused)
-                if lost > refused.allowed:
-                    # The share of all, though fewer were read: it orders trials that break the same limit.
-                    return Scores(refused.name, stages - passed - 1 + _share(lost, len(refused.encoded)), kl)
+            for passed, harmful in enumerate(self._harmful, start=1):
+                after = [self.study.probability(score) for score in self._scores(harmful.encoded)]
+                if any(map(math.isnan, after)):
+                    return Scores("nan", float(stages), kl)
+                change = score_change(harmful.before, after)
+                if change.kept(harmful.margin, n_test=change.n) == Kept.lost:
+                    return Scores(harmful.name, stages - passed - 1 + _share(-change.difference, 1.0), kl)
             false_refusals = self._false_refusals()
         if math.isnan(false_refusals):
             return Scores("nan", float(stages), kl)
@@ -68,7 +71,7 @@ class TrialScores:
         """The scores that a direction card holds, one value per prompt: KL, borderline and harmful refusal scores."""
         with intervention.applied_to(self.study.chat):
             found = {"kl": [value for part in self._kl_parts() for value in part]}
-            for name, encoded in (("borderline", self._borderline), ("harmful", self._refused[0].encoded)):
+            for name, encoded in (("borderline", self._borderline), ("harmful", self._harmful[0].encoded)):
                 found[name] = self._scores(encoded)
         return found
 
@@ -85,31 +88,30 @@ class TrialScores:
 
     @cached_property
     def _borderline(self) -> list[list[int]]:
-        return self.study.encode("borderline", "validation", self.study.scored_validation("borderline", refused=None))
+        study = self.study
+        return study.encode_scored("borderline", "validation", study.scored_validation("borderline", refused=None))
 
     @cached_property
-    def _refused(self) -> list[_Refused]:
+    def _harmful(self) -> list[_Harmful]:
         """At rest first, then under the conditions of pressure that the next token tells of."""
-        settings, chat = self.study.settings, self.study.chat
-        indices = self.study.scored_validation("harmful", refused=True)
-        texts = [self.study.texts("harmful", "validation")[index] for index in indices]
-        found = [self._of_base("true_refusals", chat.encode(texts), settings.margin)]
+        study, settings, chat = self.study, self.study.settings, self.study.chat
+        indices = study.scored_validation("harmful", refused=None)
+        texts = [study.texts("harmful", "validation")[index] for index in indices]
+        found = [self._of_base("true_refusals", study.encode_scored("harmful", "validation", indices), settings.margin)]
         if settings.pressure:
-            for condition in next_token_conditions(chat).values():
-                encoded = [tokens for tokens, _ in condition.requests(chat, texts)]
+            for condition in next_token_conditions(chat):
+                encoded = [[*tokens, *study.opening] for tokens, _ in condition.requests(chat, texts)]
                 found.append(self._of_base(condition.name, encoded, PRESSURE_MARGIN))
         return found
 
-    def _of_base(self, name: str, encoded: list[list[int]], margin: float) -> _Refused:
+    def _of_base(self, name: str, encoded: list[list[int]], margin: float) -> _Harmful:
         """Must be called on the unchanged model."""
-        scores = self._scores(encoded)
-        order = sorted((score, index) for index, score in enumerate(scores) if score > 0)
-        kept = [encoded[index] for _, index in order]
-        return _Refused(name, kept, int(margin * len(kept) + 1e-9))
+        before = [self.study.probability(score) for score in self._scores(encoded)]
+        return _Harmful(name, encoded, before, margin)
 
     def prepare(self) -> None:
         """Read everything of the unchanged model that trials are compared with."""
-        self._harmless, self._borderline, self._refused  # noqa: B018 (cached properties)
+        self._harmless, self._borderline, self._harmful  # noqa: B018 (cached properties)
         self.prompts_read = 0
 
     # How it is measured ----------------------------------------------------------------------------------------------
@@ -131,18 +133,10 @@ class TrialScores:
             asked, before = [encoded[index] for index in part], base[[indices[index] for index in part]]
             yield kl_after(self.study.chat, asked, before, batch_size=self.study.rows, check=False).tolist()
 
-    def _lost(self, refused: _Refused) -> int:
-        lost = 0
-        for part in self._parts(len(refused.encoded)):
-            lost += sum(not score > 0 for score in self._scores([refused.encoded[index] for index in part]))
-            if lost > refused.allowed:
-                break
-        return lost
-
     def _false_refusals(self) -> float:
-        """Mean probability of a refusal token: smooth, where a count of 32 prompts is coarse."""
-        scores = torch.tensor(self._scores(self._borderline), dtype=torch.float64)
-        return float(torch.sigmoid(scores).mean())
+        """Mean probability of a refusal: smooth, where a count of 32 prompts is coarse."""
+        scores = [self.study.probability(score) for score in self._scores(self._borderline)]
+        return math.fsum(scores) / len(scores)
 
     def _parts(self, n: int) -> Iterator[range]:
         """A few prompts first, which reject most of what is going to be rejected."""

@@ -127,12 +127,7 @@ def select_refusal_direction(
     if math.isnan(induce_minimum):
         raise InputError("induce_minimum is a refusal score in log-odds, such as 0; got NaN.")
     _check_rows(rows, n_layers)
-    filters = _Filters(
-        first_pruned_layer=int(layer_fraction * n_layers),
-        n_layers=n_layers,
-        kl_limit=kl_limit,
-        induce_minimum=induce_minimum,
-    )
+    filters = _filters(n_layers, kl_limit, induce_minimum, layer_fraction)
     scan = sorted(rows, key=lambda row: (row.position, row.layer))
     rejected_by = [tuple(filters.excesses(row)) for row in scan]
     survivors = [row for row, reasons in zip(scan, rejected_by, strict=True) if not reasons]
@@ -148,6 +143,56 @@ def select_refusal_direction(
         survivors=len(survivors),
         candidates=candidates,
     )
+
+
+def _filters(n_layers: int, kl_limit: float, induce_minimum: float, layer_fraction: float) -> _Filters:
+    return _Filters(
+        first_pruned_layer=int(layer_fraction * n_layers),
+        n_layers=n_layers,
+        kl_limit=kl_limit,
+        induce_minimum=induce_minimum,
+    )
+
+
+def nearest_rejected(
+    rows: Sequence[ScoreRow],
+    *,
+    count: int,
+    n_layers: int,
+    kl_limit: float,
+    induce_minimum: float,
+    layer_fraction: float,
+) -> list[ScoreRow]:
+    """Of candidates that the filters remove those that miss them by the least; the limits are those of the selection.
+
+    Only candidates whose scores are numbers, of the allowed layers.
+    """
+    filters = _filters(n_layers, kl_limit, induce_minimum, layer_fraction)
+    usable = [row for row in rows if row.is_finite and row.layer < filters.first_pruned_layer]
+    return sorted(usable, key=lambda row: _nearness(row, filters))[:count]
+
+
+def chosen_despite_filters(
+    rows: Sequence[ScoreRow],
+    place: tuple[int, int],
+    *,
+    n_layers: int,
+    kl_limit: float,
+    induce_minimum: float,
+    layer_fraction: float,
+) -> Selection:
+    """A selection of one place, (position, layer), that the filters remove; its record says which."""
+    filters = _filters(n_layers, kl_limit, induce_minimum, layer_fraction)
+    scan = sorted(rows, key=lambda row: (row.position, row.layer))
+    candidates = tuple(
+        _record(row, tuple(filters.excesses(row)), selected=(row.position, row.layer) == place) for row in scan
+    )
+    return Selection(next(each for each in candidates if each.selected), 0, candidates)
+
+
+def _nearness(row: ScoreRow, filters: _Filters) -> tuple[int, float]:
+    excesses = filters.excesses(row)
+    return len(excesses), sum(excesses.values())
 
 
 def _record(row: ScoreRow, rejected_by: tuple[str, ...], *, selected: bool) -> CandidateScores:
@@ -193,11 +238,7 @@ def _nothing_survived(scan: Sequence[ScoreRow], filters: _Filters) -> str:
             "Load it in another precision, for example --dtype bfloat16 or --dtype float32."
         )
 
-    def nearness(row: ScoreRow) -> tuple[int, float]:
-        excesses = filters.excesses(row)
-        return len(excesses), sum(excesses.values())
-
-    nearest = sorted(finite, key=nearness)[:_NEAREST]
+    nearest = sorted(finite, key=lambda row: _nearness(row, filters))[:_NEAREST]
     counts = Counter(name for row in scan for name in filters.excesses(row))
     removed = ", ".join(f"{name} {counts[name]}" for name in ("nan", "layer", "kl", "induce") if counts[name])
     lines = [

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from demur.errors import InputError
-from demur.records import CandidateWins, ScoreKind, ScoreRecord, Stability
+from demur.records import CandidateWins, ScoreRecord, Stability
 
-_PRESSED: tuple[ScoreKind, ...] = ("w_suffix", "w_system", "w_template")
 _SHOWN = 5
 """Other candidates that a record lists."""
 
@@ -99,54 +99,46 @@ def false_refusal_stability(
     strength: float,
     kl_limit: float,
     margin: float,
-    pressure_margin: float = 0.05,
-    n_harmful: int | None = None,
+    before: Sequence[float] | None = None,
+    probability: Callable[[float], float] = lambda score: float(score > 0),
     resamples: int = 2000,
     seed: int = 0,
 ) -> Stability:
     """How often each candidate of the false-refusal direction wins at one lambda.
 
-    The rule is that of the calibration: KL within its limit, true refusals kept but for the margin, also under the
-    conditions of pressure that were scored, then the lowest mean refusal score on borderline prompts. (The limit on
-    sampled answers removes whom it removed, and is not drawn again.) Candidates are scored further only where they
-    passed the filter before, so a candidate that was rejected is never chosen here, though a resample might have let it
-    pass: the wins of the others are upper bounds. How the choice of lambda itself varies needs judged answers and is
-    not covered.
+    The rule is that of the calibration: KL within its limit, no net loss of true refusals beyond the margin, then the
+    lowest mean refusal score on borderline prompts. Candidates that a first-order estimate left out, or that were
+    rejected, are never chosen here, though a resample might have let them pass: the wins of the others are upper
+    bounds. How the choice of lambda itself varies needs judged answers and is not covered.
 
     Args:
         scores: As for `refusal_stability`.
         strength: The lambda.
         kl_limit: Largest mean KL on harmless prompts, nats (`CalibrationSettings.false_refusal_kl_limit`).
-        margin: Largest share of the refusal scores of harmful prompts that may turn negative.
-        pressure_margin: The same under pressure, as a share of `n_harmful`.
-        n_harmful: Harmful validation prompts, of which those that are refused by the least were scored under pressure;
-            None if all were.
+        margin: Largest net loss of refusal probability on harmful prompts, as a share.
+        before: P(refusal) of each harmful prompt before, in the order of the records; None sets no limit on true
+            refusals.
+        probability: From a refusal score to P(refusal).
         resamples: Bootstrap samples.
         seed: Of the draws.
 
     Raises:
         InputError: as for `refusal_stability`.
     """
-    scores = list(scores)
-    measured = {record.kind for record in scores if record.lambda_ == strength}
-    pressed = [kind for kind in _PRESSED if kind in measured]
-    known = _by_kind(scores, ("w_kl", "w_harmful", "w_borderline", *pressed), strength=strength)
+    known = _by_kind(scores, ("w_kl", "w_harmful", "w_borderline"), strength=strength)
     # Scan order of the calibration: layer by layer, positions from the most negative.
     places = sorted({place for table in known.values() for place in table}, key=lambda place: (place[1], place[0]))
     tables = {kind: _table(found, places, kind) for kind, found in known.items()}
-    kept = {kind: _kept(tables[kind]) for kind in ("w_harmful", *pressed)}
     scored = tables["w_kl"].scored & tables["w_borderline"].scored
-    for table in kept.values():
-        scored = scored & table.scored
+    if before is not None:
+        scored = scored & tables["w_harmful"].scored
     # A zero vector changes nothing, and is no direction to choose.
     usable = scored & (np.nan_to_num(tables["w_kl"].values) != 0).any(axis=1)
 
     def rule(counts: Mapping[str, NDArray[np.int64]]) -> tuple[_Floats, NDArray[np.bool_]]:
         passed = usable & (tables["w_kl"].means(counts["harmless"]) <= kl_limit)
-        passed &= kept["w_harmful"].means(counts["harmful"]) >= 1 - margin
-        for kind in pressed:
-            n = _prompts(tables, kind)
-            passed &= kept[kind].means(counts[kind]) >= kept_at_least(n, n_harmful or n, pressure_margin)
+        if before is not None:
+            passed &= ~_lost(tables["w_harmful"], counts["harmful"], before, probability, margin)
         return tables["w_borderline"].means(counts["borderline"]), passed
 
     return _resample(
@@ -156,7 +148,6 @@ def false_refusal_stability(
             "harmful": _prompts(tables, "w_harmful"),
             "harmless": _prompts(tables, "w_kl"),
             "borderline": _prompts(tables, "w_borderline"),
-            **{kind: _prompts(tables, kind) for kind in pressed},
         },
         kind="false_refusal_direction",
         strength=strength,
@@ -166,15 +157,21 @@ def false_refusal_stability(
     )
 
 
-def kept_at_least(n: int, of: int, margin: float) -> float:
-    """The share of `n` refusals, the weakest of `of`, that must be kept so that at most `margin` of all are lost."""
-    return max(0.0, 1 - margin * of / n)
-
-
-def _kept(table: _Table) -> _Table:
-    """A score that is not a number is no refusal that was kept; a row without any was not measured."""
-    unmeasured = np.isnan(table.values).all(axis=1, keepdims=True)
-    return _Table(np.where(unmeasured, np.nan, table.values > 0))
+def _lost(
+    table: _Table,
+    counts: NDArray[np.int64],
+    before: Sequence[float],
+    probability: Callable[[float], float],
+    margin: float,
+) -> NDArray[np.bool_]:
+    """Whether each candidate loses true refusals in each resample, as `NetLoss` says: [resample, candidate]."""
+    after = np.array([[probability(value) for value in row] for row in np.nan_to_num(table.values)])
+    change = np.where(table.scored[:, None], after - np.asarray(before), 0.0)
+    n = change.shape[1]
+    mean = counts @ change.T / n
+    spread = np.sqrt(np.maximum(counts @ (change**2).T / n - mean**2, 0.0) / max(n - 1, 1))
+    high = mean + stdtrit(max(n - 1, 1), 0.975) * spread
+    return np.asarray((mean <= -margin) & (high < 0))
 
 
 _Rule = Callable[[Mapping[str, NDArray[np.int64]]], tuple[_Floats, NDArray[np.bool_]]]

@@ -1,34 +1,42 @@
 """One calibration in progress: the model, its prompts by split, its folder, and what every stage needs."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from demur.calibration._own_threshold import answered_train, find_tokens, learn_threshold
 from demur.calibration._score_books import Kind, Place, ScoreBook
 from demur.calibration._settings import CalibrationSettings
-from demur.errors import InputError, ModelError
+from demur.errors import ModelError
 from demur.evaluation import (
     Runner,
     bootstrap_mean,
-    discover_refusal_tokens,
     is_refusal,
     logits_after,
-    refusal_rate,
+    refusal_probability,
     refusal_scores,
     scores_after,
 )
 from demur.models import ChatModel
 from demur.prompts import Prompt, PromptSet
-from demur.records import BASE_MODEL, Mean, RefusalToken, RunFolder
-from demur.types import PressureFamily, Progress, PromptLabel, Split
+from demur.records import (
+    BASE_MODEL,
+    CompletionRecord,
+    Mean,
+    RefusalThreshold,
+    RefusalToken,
+    RunFolder,
+    read_record,
+    write_record,
+)
+from demur.types import Progress, PromptLabel, Split
 
 FEWEST_FITTED = 16
 """Fewest prompts behind a mean: the sampling error of a mean of fewer is as large as typical differences of means."""
-_DISCOVERY = 32
-"""Prompts of each kind that are answered to find the refusal tokens."""
 
 
 @dataclass
@@ -42,10 +50,9 @@ class Study:
     runner: Runner
     progress: Progress
     warnings: list[str] = field(default_factory=list)
-    lost_before: PressureFamily | None = field(default=None, init=False)
-    """The conditions under which the last point that was tried lost true refusals."""
     _logits: dict[tuple[PromptLabel, Split], Tensor] = field(default_factory=dict, init=False)
     _scores: dict[tuple[PromptLabel, Split], Tensor] = field(default_factory=dict, init=False)
+    _remembered: dict[str, list[float]] = field(default_factory=dict, init=False)
 
     @cached_property
     def scores(self) -> ScoreBook:
@@ -66,7 +73,7 @@ class Study:
         """Next-token logits of the unchanged model on the first prompts of a split, [prompt, vocabulary].
 
         Computed once, for as many prompts as are compared over the whole vocabulary: all of a test split, the scored
-        ones of a validation split, of a train split those that find the refusal tokens.
+        ones of the harmless validation split.
         """
         key = (label, split)
         if key not in self._logits:
@@ -76,23 +83,21 @@ class Study:
 
     def _compared(self, label: PromptLabel, split: Split) -> int | None:
         """Prompts whose logits are kept: a row is the whole vocabulary, often more than half a megabyte."""
-        if split == "train":
-            return _DISCOVERY if self.settings.refusal_tokens is None and label != "borderline" else 0
-        if split == "validation":
-            return self.settings.n_scored if label == "harmless" else 0
-        return None
+        if split == "test":
+            return None
+        return self.settings.n_scored if (label, split) == ("harmless", "validation") else 0
 
     def base_scores(self, label: PromptLabel, split: Split) -> Tensor:
         """Refusal scores of the unchanged model, [prompt], float64; computed once."""
         key = (label, split)
         if key not in self._scores:
-            compared = self.base_logits(label, split)  # first: they show damaged weights, which refuse nothing either
             tokens, size = self.token_ids, self.settings.batch_size
-            others = self.encode(label, split)[len(compared) :]
-            known = [refusal_scores(compared, tokens)] if len(compared) else []
+            known: list[Tensor] = []
+            if not self.opening:
+                compared = self.base_logits(label, split)
+                known = [refusal_scores(compared, tokens)] if len(compared) else []
+            others = self.encode_scored(label, split)[sum(map(len, known)) :]
             self._scores[key] = torch.cat([*known, scores_after(self.chat, others, tokens, batch_size=size)])
-            if split == "train":
-                del self._logits[key]  # the refusal tokens are found
         return self._scores[key]
 
     def mean_base_score(self, label: PromptLabel) -> Mean:
@@ -106,58 +111,80 @@ class Study:
         return bootstrap_mean(values, seed=self.settings.seed)
 
     @cached_property
+    def _learning(self) -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
+        return answered_train(self)
+
+    @cached_property
     def refusal_tokens(self) -> tuple[RefusalToken, ...]:
-        """The tokens of the refusal score: the user's, or found from the model's own refusals and answers.
+        """The first tokens of the model's refusals: the user's, or found from its own refusals and answers.
 
         Raises:
             ModelError: the model refuses nothing, or everything.
             InputError: the user's tokens are not in its vocabulary.
         """
-        if self.settings.refusal_tokens is not None:
-            size = logits_after(self.chat, self.encode("harmful", "train")[:1]).shape[-1]
-            if max(self.settings.refusal_tokens) >= size:
-                raise InputError(
-                    f"{self.chat.name}: --refusal-tokens names the token {max(self.settings.refusal_tokens)}; the ids "
-                    f"of this model go from 0 to {size - 1}."
-                )
-            return tuple(
-                RefusalToken(
-                    id=token,
-                    text=self.chat.tokenizer.decode([token]),
-                    probability_refused=None,
-                    probability_answered=None,
-                )
-                for token in self.settings.refusal_tokens
-            )
-        self.progress.start("finding refusal tokens", 2 * _DISCOVERY)
-        labels: tuple[PromptLabel, PromptLabel] = ("harmful", "harmless")
-        records = {
-            label: self.runner.complete(self.split(label, "train")[:_DISCOVERY], condition=BASE_MODEL, split="train")
-            for label in labels
-        }
-        refused = [index for index, record in enumerate(records["harmful"]) if is_refusal(record)]
-        answered = [index for index, record in enumerate(records["harmless"]) if is_refusal(record) is False]
-        for label, found, what in (
-            ("harmful", refused, "this model does not refuse: is it a base model, or one whose refusals were removed?"),
-            ("harmless", answered, "this model refuses (or garbles) everything, so no direction separates the two."),
-        ):
-            if len(found) < 2:
-                measured = refusal_rate(records[label])  # type: ignore[index]
-                raise ModelError(
-                    f"{self.chat.name}: {what} It refused {measured.k} of {measured.n} {label} train prompts "
-                    f"(95 % interval {measured.low:.0%} to {measured.high:.0%}; {measured.unjudged} unjudged). Use a "
-                    "chat model that refuses, check the chat template, or set --refusal-tokens."
-                )
-        return discover_refusal_tokens(
-            self.chat,
-            self.base_logits("harmful", "train")[refused],
-            self.base_logits("harmless", "train")[answered],
-        )
+        return find_tokens(self, {} if self.settings.refusal_tokens is not None else self._learning[0])
 
     @cached_property
+    def threshold(self) -> RefusalThreshold:
+        """From which refusal score on the model refuses: given, or learned from its judged answers.
+
+        From here on answers are as long as a verdict on this model needs.
+        """
+        given, path = self.settings.refusal_threshold, self.folder.refusal_threshold
+        if given is not None and self.settings.refusal_tokens is not None and not self.settings.verdict_tokens:
+            return RefusalThreshold(value=given, source="given")  # nothing is left to be learned from answers
+        if not path.exists():
+            records, length, changes = self._learning
+            learned = learn_threshold(self, records, length, changes)
+            if given is not None:
+                learned = learned.model_copy(
+                    update={"value": given, "source": "given", "slope": None, "low": None, "high": None, "tells": True}
+                )
+            write_record(path, learned)
+        record = read_record(path, RefusalThreshold)
+        self.runner.max_new_tokens = record.verdict_tokens or self.settings.max_new_tokens
+        return record
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Tokens that are forced before the refusal score is read; none where the first token of an answer tells."""
+        reading = self.threshold.reading
+        return () if reading is None or self.threshold.source == "given" else reading.opening_tokens
+
+    @property
     def token_ids(self) -> list[int]:
-        """Ids of the refusal tokens."""
-        return [token.id for token in self.refusal_tokens]
+        """Ids of the tokens whose probability makes the refusal score."""
+        reading = self.threshold.reading
+        if not self.opening or reading is None:
+            return [token.id for token in self.refusal_tokens]
+        return list(reading.tokens)
+
+    def refuses(self, score: float) -> bool:
+        """Whether a refusal score counts as a refusal."""
+        return score > self.threshold.value
+
+    def _side(self, score: float) -> bool | None:
+        """A score that is equal to the threshold, or no number, says neither."""
+        return True if self.refuses(score) else False if score < self.threshold.value else None
+
+    def probability(self, score: float) -> float:
+        """P(refusal) at a refusal score, by the learned curve; where a threshold was given 1 above it, 0 up to it.
+
+        NaN stays NaN.
+        """
+        return score if math.isnan(score) else refusal_probability(score, self.threshold.value, self.threshold.slope)
+
+    def remembered(self, key: str, compute: Callable[[], list[float]]) -> list[float]:
+        """What was computed of the unchanged model under a key, once."""
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+        return self._remembered[key]
+
+    @property
+    def induce_minimum(self) -> float:
+        """The refusal score that adding a refusal direction must reach on harmless prompts."""
+        set_to = self.settings.induce_minimum
+        return self.threshold.value if set_to is None else set_to
 
     @cached_property
     def positions(self) -> tuple[int, ...]:
@@ -174,46 +201,64 @@ class Study:
         """Rows of one forward pass of a sweep."""
         return self.settings.batch_size
 
+    def refused_by_base(self, label: PromptLabel, split: Split) -> list[bool | None]:
+        """Whether the unchanged model refuses each prompt: by its score, or as judged where the score does not tell."""
+        if self.threshold.tells:
+            return [self._side(score) for score in self.base_scores(label, split).tolist()]
+        prompts = self.split(label, split)
+        self.progress.start(f"judging {label} {split} prompts", len(prompts))
+        records = self.runner.complete(prompts, condition=BASE_MODEL, split=split, until_settled=True)
+        return [is_refusal(record) for record in records]
+
     def fitted_prompts(self, label: PromptLabel, *, refused: bool) -> list[str]:
-        """Train prompts whose refusal score has the expected sign (both papers' train filter).
+        """Train prompts that the model refuses, or answers, as expected (both papers' train filter).
 
         Raises:
             ModelError: too few are left to fit a mean on.
         """
-        scores = self.base_scores(label, "train")
-        keep = scores > 0 if refused else scores < 0
-        kept = [text for text, flag in zip(self.texts(label, "train"), keep.tolist(), strict=True) if flag]
+        found = self.refused_by_base(label, "train")
+        kept = [text for text, each in zip(self.texts(label, "train"), found, strict=True) if each is refused]
         if len(kept) < FEWEST_FITTED:
             raise ModelError(
-                f"{self.chat.name}: only {len(kept)} of {len(scores)} {label} train prompts have a refusal score "
-                f"{'above' if refused else 'below'} 0, and a mean needs at least {FEWEST_FITTED}. "
+                f"{self.chat.name}: only {len(kept)} of {len(found)} {label} train prompts "
+                f"{self._criterion(refused=refused)}, and a mean needs at least {FEWEST_FITTED}. "
                 + _few(label, refused=refused)
             )
         return kept
+
+    def _criterion(self, *, refused: bool) -> str:
+        if not self.threshold.tells:
+            return f"are {'refused' if refused else 'answered'}, as judged"
+        return f"have a refusal score {'above' if refused else 'up to'} the threshold {self.threshold.value:.3g}"
 
     def scored_validation(self, label: PromptLabel, *, refused: bool | None) -> list[int]:
         """Indices of the validation prompts that candidates are scored on.
 
         Args:
             label: which set.
-            refused: keep only prompts whose refusal score is above (True) or below (False) 0, as Arditi et al. do
+            refused: keep only prompts that the model refuses (True) or answers (False), as Arditi et al. do
                 (appendix B); None keeps all, as Wang et al. do.
         """
-        scores = self.base_scores(label, "validation")[: self.settings.n_scored]
+        n = min(self.settings.n_scored, len(self.split(label, "validation")))
         if refused is None:
-            return list(range(len(scores)))
-        indices = torch.nonzero(scores > 0 if refused else scores < 0).flatten().tolist()
+            return list(range(n))
+        found = self.refused_by_base(label, "validation")[:n]
+        indices = [index for index, each in enumerate(found) if each is refused]
         if not indices:
             raise ModelError(
-                f"{self.chat.name}: none of {len(scores)} {label} validation prompts has a refusal score "
-                f"{'above' if refused else 'below'} 0. " + _few(label, refused=refused)
+                f"{self.chat.name}: none of {len(found)} {label} validation prompts "
+                f"{self._criterion(refused=refused)}. " + _few(label, refused=refused)
             )
-        return [int(index) for index in indices]
+        return indices
 
     def encode(self, label: PromptLabel, split: Split, indices: Sequence[int] | None = None) -> list[list[int]]:
         """Rendered and tokenized prompts of one split."""
         texts = self.texts(label, split)
         return self.chat.encode(texts if indices is None else [texts[index] for index in indices])
+
+    def encode_scored(self, label: PromptLabel, split: Split, indices: Sequence[int] | None = None) -> list[list[int]]:
+        """The same up to where the refusal score is read."""
+        return [[*tokens, *self.opening] for tokens in self.encode(label, split, indices)]
 
 
 def _few(label: PromptLabel, *, refused: bool) -> str:

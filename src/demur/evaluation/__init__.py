@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from demur.evaluation._conditions import Condition, pressure_conditions
     from demur.evaluation._contrastive import MeasuredAsking, SelfContrast, SystemPrompt, asked_logits
     from demur.evaluation._fidelity import measure_fidelity, often
-    from demur.evaluation._gate import LARGEST_MARGIN, decide_gate
-    from demur.evaluation._judge import Judge, Judgement
+    from demur.evaluation._gate import LARGEST_MARGIN, decide_gate, no_operating_point
+    from demur.evaluation._judge import Judge, Judgement, SettlingJudge
     from demur.evaluation._judge_error import corrected_difference, corrected_rate
     from demur.evaluation._judge_formats import FORMS, JudgeFormat
     from demur.evaluation._judge_quality import LabelledAnswer, cohen_kappa, measure_judge, read_labels
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         mean_kl,
         metrics_of,
         next_token_logits,
+        paired_refusals,
         refusal_rate,
         scores_after,
     )
@@ -48,11 +49,20 @@ if TYPE_CHECKING:
         Asked,
         applicable_conditions,
         ask,
+        ask_together,
         measure_pressure,
         pressure_table,
     )
-    from demur.evaluation._refusal_score import LARGEST_SCORE, discover_refusal_tokens, kl_divergences, refusal_scores
+    from demur.evaluation._refusal_score import (
+        LARGEST_SCORE,
+        differentiable_refusal_scores,
+        discover_refusal_tokens,
+        kl_divergences,
+        refusal_scores,
+    )
+    from demur.evaluation._refusal_threshold import fit_threshold, refusal_probability
     from demur.evaluation._runner import Asking, Runner, contains_answer, is_refusal
+    from demur.evaluation._sampled import measure_sampled
     from demur.evaluation._scans import (
         PUBLISHED_STRENGTH,
         SimilaritySteering,
@@ -61,11 +71,13 @@ if TYPE_CHECKING:
         steered_layers,
         transitions,
     )
+    from demur.evaluation._separation import Separation, separation
     from demur.evaluation._settled import stop_of
     from demur.evaluation._statistics import (
         bootstrap_mean,
         clopper_pearson,
         holm,
+        net_change,
         paired_comparison,
         rate,
         tango_interval,
@@ -94,10 +106,13 @@ __all__ = [
     "PhraseJudge",
     "Runner",
     "SelfContrast",
+    "Separation",
+    "SettlingJudge",
     "SimilaritySteering",
     "SystemPrompt",
     "applicable_conditions",
     "ask",
+    "ask_together",
     "asked_logits",
     "bootstrap_mean",
     "clopper_pearson",
@@ -109,7 +124,9 @@ __all__ = [
     "corrected_difference",
     "corrected_rate",
     "decide_gate",
+    "differentiable_refusal_scores",
     "discover_refusal_tokens",
+    "fit_threshold",
     "harm_similarity",
     "holm",
     "is_refusal",
@@ -123,11 +140,15 @@ __all__ = [
     "measure_fidelity",
     "measure_judge",
     "measure_pressure",
+    "measure_sampled",
     "metrics_of",
+    "net_change",
     "next_token_logits",
+    "no_operating_point",
     "noise_floor",
     "often",
     "paired_comparison",
+    "paired_refusals",
     "power_mcnemar",
     "power_non_inferiority",
     "power_plan",
@@ -136,6 +157,7 @@ __all__ = [
     "rate",
     "rate_half_width",
     "read_labels",
+    "refusal_probability",
     "refusal_rate",
     "refusal_scores",
     "release_threshold",
@@ -143,6 +165,7 @@ __all__ = [
     "required_n_non_inferiority",
     "required_n_rate",
     "scores_after",
+    "separation",
     "steered_layers",
     "stop_of",
     "tango_interval",
@@ -157,8 +180,8 @@ _DOORS = {
     "_conditions": ("Condition", "pressure_conditions"),
     "_contrastive": ("MeasuredAsking", "SelfContrast", "SystemPrompt", "asked_logits"),
     "_fidelity": ("measure_fidelity", "often"),
-    "_gate": ("LARGEST_MARGIN", "decide_gate"),
-    "_judge": ("Judge", "Judgement"),
+    "_gate": ("LARGEST_MARGIN", "decide_gate", "no_operating_point"),
+    "_judge": ("Judge", "Judgement", "SettlingJudge"),
     "_judge_error": ("corrected_difference", "corrected_rate"),
     "_judge_formats": ("FORMS", "JudgeFormat"),
     "_judge_quality": ("LabelledAnswer", "cohen_kappa", "measure_judge", "read_labels"),
@@ -171,6 +194,7 @@ _DOORS = {
         "mean_kl",
         "metrics_of",
         "next_token_logits",
+        "paired_refusals",
         "refusal_rate",
         "scores_after",
     ),
@@ -185,9 +209,25 @@ _DOORS = {
         "required_n_non_inferiority",
         "required_n_rate",
     ),
-    "_pressure": ("PRESSURE_MARGIN", "Asked", "applicable_conditions", "ask", "measure_pressure", "pressure_table"),
-    "_refusal_score": ("LARGEST_SCORE", "discover_refusal_tokens", "kl_divergences", "refusal_scores"),
+    "_pressure": (
+        "PRESSURE_MARGIN",
+        "Asked",
+        "applicable_conditions",
+        "ask",
+        "ask_together",
+        "measure_pressure",
+        "pressure_table",
+    ),
+    "_refusal_score": (
+        "LARGEST_SCORE",
+        "differentiable_refusal_scores",
+        "discover_refusal_tokens",
+        "kl_divergences",
+        "refusal_scores",
+    ),
+    "_refusal_threshold": ("fit_threshold", "refusal_probability"),
     "_runner": ("Asking", "Runner", "contains_answer", "is_refusal"),
+    "_sampled": ("measure_sampled",),
     "_scans": (
         "PUBLISHED_STRENGTH",
         "SimilaritySteering",
@@ -196,8 +236,17 @@ _DOORS = {
         "steered_layers",
         "transitions",
     ),
+    "_separation": ("Separation", "separation"),
     "_settled": ("stop_of",),
-    "_statistics": ("bootstrap_mean", "clopper_pearson", "holm", "paired_comparison", "rate", "tango_interval"),
+    "_statistics": (
+        "bootstrap_mean",
+        "clopper_pearson",
+        "holm",
+        "net_change",
+        "paired_comparison",
+        "rate",
+        "tango_interval",
+    ),
 }
 __getattr__, __dir__ = lazy_names(
     __name__, {name: f"{__name__}.{module}" for module, names in _DOORS.items() for name in names}

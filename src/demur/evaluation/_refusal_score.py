@@ -33,6 +33,16 @@ def refusal_scores(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     return torch.cat(parts).view(logits.shape[:-1]).cpu()
 
 
+def differentiable_refusal_scores(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """`refusal_scores` with its graph and where the logits are, [batch], float32 or wider: for gradients."""
+    exact = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    log_all = torch.log_softmax(exact, -1)
+    kept = torch.zeros(exact.shape[-1], dtype=torch.bool, device=exact.device)
+    kept[list(tokens)] = True
+    # log P - log(1 - P) without a difference of nearly equal numbers.
+    return torch.logsumexp(log_all[:, kept], -1) - torch.logsumexp(log_all[:, ~kept], -1)
+
+
 def kl_divergences(base: Tensor, changed: Tensor) -> Tensor:
     """KL(base || changed) of next-token distributions in nats, over the whole vocabulary.
 
@@ -78,7 +88,8 @@ def discover_refusal_tokens(
     """The tokens with which this model begins its refusals and not its answers.
 
     Tokens are taken by how much likelier they are, on average, after refused prompts than after answered ones, until
-    they cover `coverage` of the first-token probability of refusals.
+    they cover `coverage` of the first-token probability of refusals; and beyond that every token that is the likeliest
+    first one of at least `_OWN_OPENING` of the refusals, so that a model with several openings gets all of them.
 
     Args:
         chat: the model, for the tokens' texts.
@@ -87,15 +98,19 @@ def discover_refusal_tokens(
         coverage: share of the refusals' first-token probability to cover.
         at_most: most tokens to take.
     """
-    p_refused = torch.softmax(refused.to(torch.float64), -1).mean(0).cpu()
+    every = torch.softmax(refused.to(torch.float64), -1)
+    p_refused = every.mean(0).cpu()
     p_answered = torch.softmax(answered.to(torch.float64), -1).mean(0).cpu()
-    order = torch.argsort(p_refused - p_answered, descending=True)[:at_most].tolist()
+    firsts = torch.bincount(every.argmax(-1).cpu(), minlength=len(p_refused)) / len(every)
+    order = torch.argsort(p_refused - p_answered, descending=True)[: 4 * at_most].tolist()
     taken: list[RefusalToken] = []
     covered = 0.0
     for token in order:
         # A token that answers begin with as well says nothing; the first one is taken in any case.
-        if taken and (covered >= coverage or p_refused[token] < 3 * p_answered[token] or p_refused[token] < 0.01):
-            break
+        tells = p_refused[token] >= 3 * p_answered[token] and p_refused[token] >= 0.01
+        wanted = covered < coverage or firsts[token] >= _OWN_OPENING
+        if len(taken) == at_most or (taken and not (tells and wanted)):
+            continue
         taken.append(
             RefusalToken(
                 id=token,
@@ -106,3 +121,7 @@ def discover_refusal_tokens(
         )
         covered += float(p_refused[token])
     return tuple(taken)
+
+
+_OWN_OPENING = 0.05
+"""Share of the refusals from which a likeliest first token is an opening of its own."""

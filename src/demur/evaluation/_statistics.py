@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import stdtrit
 from scipy.stats import binomtest, norm
 
 from demur.errors import InputError
@@ -192,6 +193,35 @@ def score_variance(n: float, lost: Number, gained: Number, difference: float) ->
     probability_lost = (root - b) / (2 * a)
     variance = n * (2 * probability_lost + difference * (1 - difference))
     return (variance + abs(variance)) / 2
+
+
+def net_change(before: Sequence[float], after: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of the mean paired change of refusal probabilities, after minus before: both ways, over all prompts.
+
+    Losses alone, of prompts that were picked by a noisy score, would show regression to the mean as a loss. Where all
+    values are 0 or 1 this is Tango's interval; else Student's.
+
+    Args:
+        before: P(refusal) of each prompt, 0 to 1.
+        after: the same after a change.
+        confidence: two-sided.
+
+    Raises:
+        InputError: different lengths, or no prompt.
+    """
+    check_confidence(confidence)
+    if len(before) != len(after) or not before:
+        raise InputError(f"a net change needs the same prompts twice; got {len(before)} and {len(after)}.")
+    one, two = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if np.isin(one, (0.0, 1.0)).all() and np.isin(two, (0.0, 1.0)).all():
+        lost, gained = int(((one == 1) & (two == 0)).sum()), int(((one == 0) & (two == 1)).sum())
+        return tango_interval(len(one), lost, gained, confidence=confidence)
+    change = two - one
+    if len(change) < 2:
+        return Interval(-1.0, 1.0)
+    half = float(stdtrit(len(change) - 1, (1 + confidence) / 2)) * float(change.std(ddof=1)) / len(change) ** 0.5
+    mean = float(change.mean())
+    return Interval(max(-1.0, mean - half), min(1.0, mean + half))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

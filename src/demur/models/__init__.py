@@ -13,6 +13,7 @@ from demur.models._contrastive import contrasted_logits, contrastive_answers, co
 from demur.models._decoding import Continuation
 from demur.models._fine_tuning import FineTuning, fine_tuned
 from demur.models._generation import Completion, Settled, end_tokens
+from demur.models._gradients import writes_with_gradients
 from demur.models._hooks import hook_count, hooked, reading_inputs, swapped_parameters
 from demur.models._layout import Layout, Writer, WriteSite, discover_layout
 from demur.models._loading import load_chat_model
@@ -88,6 +89,7 @@ __all__ = [
     "swapped_parameters",
     "tensors_in_order",
     "world",
+    "writes_with_gradients",
 ]
 
 # transformers' Trainer takes seconds to import.

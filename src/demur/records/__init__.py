@@ -89,7 +89,7 @@ from demur.records._monitor import (
     MonitorThreshold,
     ProbeRole,
 )
-from demur.records._pressure import PooledDifference, Pressure, PressureCondition
+from demur.records._pressure import PooledDifference, Pressure, PressureCondition, SampledRefusals
 from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
 from demur.records._run import (
     BASE_MODEL,
@@ -174,6 +174,7 @@ from demur.records._summary import (
     LambdaBaseline,
     LambdaPoint,
     LayoutSummary,
+    LimitMiss,
     Mechanism,
     Metrics,
     OperatingPoint,
@@ -182,6 +183,7 @@ from demur.records._summary import (
     Rendering,
     Summary,
 )
+from demur.records._threshold import JudgedScores, RefusalThreshold, ScoreReading
 
 __all__ = [
     "BASE_MODEL",
@@ -260,6 +262,7 @@ __all__ = [
     "JudgeErrorRates",
     "JudgeIdentity",
     "JudgeQuality",
+    "JudgedScores",
     "JudgedTrial",
     "JudgementRecord",
     "Ladder",
@@ -272,6 +275,7 @@ __all__ = [
     "LeakageReport",
     "Learned",
     "LearnedAttack",
+    "LimitMiss",
     "Mean",
     "MeasuredModel",
     "Mechanism",
@@ -310,6 +314,7 @@ __all__ = [
     "Provenance",
     "Rate",
     "Record",
+    "RefusalThreshold",
     "RefusalToken",
     "Rendering",
     "RuleDecision",
@@ -317,8 +322,10 @@ __all__ = [
     "RunFolder",
     "RunRecord",
     "SampleMeans",
+    "SampledRefusals",
     "ScoreKind",
     "ScorePiece",
+    "ScoreReading",
     "ScoreRecord",
     "Scorecard",
     "SearchPoint",

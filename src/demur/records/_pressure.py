@@ -4,8 +4,8 @@ from pydantic import Field
 
 from demur.records._base import Record
 from demur.records._rates import BeforeAfter, JudgeIdentity, PairedComparison
-from demur.records._statistics import ClusteredComparison
-from demur.types import PressureFamily
+from demur.records._statistics import ClusteredComparison, ClusteredRate
+from demur.types import PressureFamily, PromptLabel
 
 
 class PressureCondition(Record):
@@ -45,3 +45,20 @@ class Pressure(Record):
     """Empty where nothing was applied."""
     not_applicable: dict[str, str] = Field(default_factory=dict)
     """Conditions that this model cannot be put under, with the reason."""
+
+
+class SampledRefusals(Record):
+    """Refusal probability of one kind of prompt over sampled answers: what a greedy verdict hides.
+
+    A prompt whose first tokens are near one half is refused or answered greedily by a hair; sampled, it is refused
+    as often as users meet it.
+    """
+
+    label: PromptLabel
+    n_prompts: int
+    n_samples: int
+    """Answers to each prompt, at temperature 1, with the same random numbers before and after."""
+    before: ClusteredRate
+    """Share of all sampled answers that refuse, with prompts as clusters."""
+    after: ClusteredRate | None = None
+    comparison: ClusteredComparison | None = None

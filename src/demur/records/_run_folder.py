@@ -24,6 +24,7 @@ class RunFolder:
         self.mechanism = self.path / "mechanism.json"
         self.corrected = self.path / "corrected.json"
         self.batch_size = self.path / "batch_size.json"
+        self.refusal_threshold = self.path / "refusal_threshold.json"
         self.directions = self.path / "directions.safetensors"
         self.edits = self.path / "edits.safetensors"
         self.completions = JsonLines(self.path / "completions.jsonl")

@@ -8,9 +8,10 @@ from demur.records._base import Record
 from demur.records._fidelity import Fidelity
 from demur.records._identity import ModelIdentity, PromptSetIdentity
 from demur.records._leakage import LeakageReport
-from demur.records._pressure import Pressure
+from demur.records._pressure import Pressure, SampledRefusals
 from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
 from demur.records._statistics import NoiseFloor, Stability
+from demur.records._threshold import RefusalThreshold
 from demur.types import Decision, PromptLabel
 
 SUMMARY_SCHEMA: Literal["demur.summary/2"] = "demur.summary/2"
@@ -96,6 +97,8 @@ class DirectionCard(Record):
     share."""
     n_candidates: int
     n_survivors: int
+    unmet_filters: tuple[str, ...] = ()
+    """Published filters that it does not meet: no candidate did, and judged answers decided."""
     n_fit: dict[str, int]
     """Prompts behind each mean, after filtering."""
     cosine_with_refusal_direction: float | None = None
@@ -133,6 +136,23 @@ class OperatingPoint(Record):
     """Multiple of the refusal direction that is added at the input of its layer."""
 
 
+class LimitMiss(Record):
+    """A limit of the choice that a point is beyond, and by how much."""
+
+    limit: str
+    """true_refusals, false_refusals (not shown to fall), kl, or the family of conditions of pressure."""
+    measured: float
+    """Share: the paired net change, after minus before; nats: the mean KL."""
+    low: float | None = None
+    """Ends of its two-sided 95 % interval, where there is one."""
+    high: float | None = None
+    allowed: float
+    """The limit. A margin as wide as -`measured` would have admitted the point."""
+    unit: Literal["share", "nats"]
+    by_scores: bool = False
+    """Measured by next-token refusal probabilities, not by judged answers."""
+
+
 class LambdaPoint(Record):
     """One row of the lambda curve, measured on validation prompts."""
 
@@ -145,6 +165,12 @@ class LambdaPoint(Record):
     """Mean refusal score (log-odds) of borderline prompts under the ablation."""
     true_refusal_rate: Rate | None = None
     false_refusal_rate: Rate | None = None
+    true_refusals: PairedComparison | None = None
+    """Judged harmful validation prompts, after against before; null where answers were not judged."""
+    false_refusals: PairedComparison | None = None
+    """The same of borderline prompts."""
+    misses: tuple[LimitMiss, ...] = ()
+    """The limits that it is beyond; empty for an admissible point, and where none was measured."""
     chosen: bool = False
     note: str = ""
     """Why a row was not chosen, in words."""
@@ -216,6 +242,8 @@ class Summary(Record):
     prompts: dict[PromptLabel, PromptSetIdentity]
     judge: JudgeIdentity
     refusal_tokens: tuple[RefusalToken, ...] = ()
+    refusal_threshold: RefusalThreshold | None = None
+    """The refusal score from which the model refuses; null where nothing was read by it."""
     refusal_direction: DirectionCard | None = None
     false_refusal_direction: DirectionCard | None = None
     operating_point: OperatingPoint | None = None
@@ -226,6 +254,8 @@ class Summary(Record):
     comparison: Comparison | None = None
     pressure: Pressure | None = None
     """True refusals under pressure; null where that was not measured."""
+    sampled: tuple[SampledRefusals, ...] = ()
+    """Refusal probabilities over sampled answers to test prompts."""
     gate: Gate | None = None
     fidelity: Fidelity | None = None
     """KL and cross-entropy along the base model's own answers to harmless test prompts."""

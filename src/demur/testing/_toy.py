@@ -43,4 +43,4 @@ def toy_settings() -> "CalibrationSettings":
     from demur.calibration import CalibrationSettings  # noqa: PLC0415 (the model alone should load without it)
 
     # Sets of 160 and 480 prompts then fall into even numbers of batches, half of them for each of two processes.
-    return CalibrationSettings(max_new_tokens=32, batch_size=80)
+    return CalibrationSettings(max_new_tokens=32, batch_size=80, n_pressed=0, n_pressure=0)

@@ -1,0 +1,202 @@
+"""The choice of a point of the lambda grid, by judged answers to validation prompts."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from demur.calibration._kept import Change, Kept, judged_change, kept_at_rest
+from demur.calibration._lambda_scores import Best
+from demur.calibration._pressed_choice import hold_under_pressure
+from demur.calibration._score_books import Kind, Place
+from demur.calibration._study import Study
+from demur.evaluation import PRESSURE_MARGIN, paired_refusals, refusal_rate
+from demur.interventions import DirectionalAblation
+from demur.records import CompletionRecord, LambdaPoint, LimitMiss, Mean
+from demur.types import PromptLabel
+
+CURVE: tuple[PromptLabel, PromptLabel] = ("harmful", "borderline")
+"""The sets whose answers are judged over the lambda grid."""
+
+
+def choose_point(
+    study: Study, best: Mapping[float, Best], before: dict[PromptLabel, list[CompletionRecord]]
+) -> tuple[tuple[LambdaPoint, ...], Best | None]:
+    """Judge the answers at the best candidates; of those that keep true refusals take the fewest false refusals.
+
+    Points at which the gate would pass on the test prompts come before those that are merely not shown to lose.
+    """
+    judged = _most_promising(study, best)
+    study.progress.start("judging the lambda grid", len(judged) * sum(len(records) for records in before.values()))
+    points: dict[float, LambdaPoint] = {}
+    kept: dict[float, Kept] = {}
+    for strength in study.settings.lambdas:
+        candidate = best.get(strength)
+        if candidate is None:
+            points[strength] = LambdaPoint(lambda_=strength, position=None, layer=None, note="no candidate")
+        elif strength in judged:
+            points[strength], kept[strength] = _judged_point(study, strength, candidate, before)
+        else:
+            points[strength] = _scored_point(study, strength, candidate)
+    admissible = [points[strength] for strength in judged if not points[strength].misses]
+    # Pressure is asked last, as it costs most, and of the best first.
+    open_: list[LambdaPoint] = []
+    for point in sorted(admissible, key=lambda point: (kept[point.lambda_], _merit(point)))[:_MOST_PRESSED]:
+        pressed = hold_under_pressure(study, DirectionalAblation(best[point.lambda_].vector))
+        if pressed.kept == Kept.shown:
+            return _with_choice(points, point.lambda_), best[point.lambda_]
+        miss = _miss(pressed.family or "pressure", pressed.change, PRESSURE_MARGIN)
+        lost = pressed.kept == Kept.lost
+        update = {"note": pressed.note, "misses": (miss,) if lost and miss else ()}
+        points[point.lambda_] = point.model_copy(update=update)
+        if not lost:
+            open_.append(points[point.lambda_])
+    if open_:
+        chosen = min(open_, key=lambda point: (kept[point.lambda_], _merit(point)))
+        study.warnings.append(
+            f"The chosen point is not shown to keep true refusals under pressure on validation prompts ({chosen.note})."
+        )
+        return _with_choice(points, chosen.lambda_), best[chosen.lambda_]
+    return tuple(points.values()), None
+
+
+_MOST_PRESSED = 4
+"""Points that are put under pressure at most."""
+
+
+def _with_choice(points: Mapping[float, LambdaPoint], strength: float) -> tuple[LambdaPoint, ...]:
+    return tuple(
+        point.model_copy(update={"chosen": True}) if key == strength else point for key, point in points.items()
+    )
+
+
+def _merit(point: LambdaPoint) -> tuple[float, float]:
+    rate = point.false_refusal_rate.rate if point.false_refusal_rate else None
+    return (1.0 if rate is None else rate, -point.lambda_)
+
+
+def _most_promising(study: Study, best: Mapping[float, Best]) -> list[float]:
+    """The lambdas whose answers are judged: by what their scores promise, those beyond a limit last."""
+
+    def promise(strength: float) -> tuple[bool, float, float]:
+        false = best[strength].false_change
+        return bool(best[strength].scores.rejected_by), 1.0 if false is None else false.difference, -strength
+
+    ranked = sorted(best, key=promise)
+    return ranked[: study.settings.n_judged or len(ranked)]
+
+
+def _scored_point(study: Study, strength: float, candidate: Best) -> LambdaPoint:
+    """A row of the curve whose answers are not judged."""
+    scores, place = candidate.scores, (candidate.scores.position, candidate.scores.layer)
+    note = "by its scores not among the best: answers not judged"
+    return LambdaPoint(
+        lambda_=strength,
+        position=scores.position,
+        layer=scores.layer,
+        kl_harmless=_mean(study, "w_kl", place, strength),
+        refusal_score_borderline=_mean(study, "w_borderline", place, strength),
+        misses=_score_misses(study, candidate),
+        note=note,
+    )
+
+
+def _mean(study: Study, kind: Kind, place: Place, strength: float) -> Mean | None:
+    values = study.scores.get(kind, place, strength)
+    return None if values is None or any(map(math.isnan, values)) else study.mean_score(kind, place, strength)
+
+
+def _score_misses(study: Study, candidate: Best) -> tuple[LimitMiss, ...]:
+    """Limits on scores that a candidate is beyond."""
+    found: list[LimitMiss | None] = []
+    kl, limit = candidate.scores.kl_score, study.settings.false_refusal_kl_limit
+    if kl is not None and kl > limit:
+        found.append(LimitMiss(limit="kl", measured=kl, allowed=limit, unit="nats"))
+    if "true_refusals" in candidate.scores.rejected_by:
+        found.append(_miss("true_refusals", candidate.true_change, study.settings.margin, by_scores=True))
+    return tuple(each for each in found if each is not None)
+
+
+def _miss(limit: str, change: Change | None, margin: float, *, by_scores: bool = False) -> LimitMiss | None:
+    if change is None:
+        return None
+    return LimitMiss(
+        limit=limit,
+        measured=change.difference,
+        low=change.low,
+        high=change.high,
+        allowed=-margin,
+        unit="share",
+        by_scores=by_scores,
+    )
+
+
+def _judged_point(
+    study: Study, strength: float, candidate: Best, before: dict[PromptLabel, list[CompletionRecord]]
+) -> tuple[LambdaPoint, Kept]:
+    """The row of a point whose answers are judged, and how sure it is that true refusals are kept there."""
+    intervention = DirectionalAblation(candidate.vector)
+    after = {
+        label: study.runner.complete(
+            study.split(label, "validation"),
+            condition=f"lambda={strength:g}",
+            split="validation",
+            intervention=intervention,
+            keep_text=False,
+            until_settled=True,
+        )
+        for label in CURVE
+    }
+    kept = kept_at_rest(study, before["harmful"], after["harmful"])
+    true = paired_refusals(before["harmful"], after["harmful"])
+    false = paired_refusals(before["borderline"], after["borderline"])
+    misses: list[LimitMiss | None] = []
+    # A limit of scores that was missed does not stand against judged answers that are within it.
+    if kept == Kept.lost:
+        misses.append(_miss("true_refusals", judged_change(before["harmful"], after["harmful"]), study.settings.margin))
+    kl = candidate.scores.kl_score
+    if kl is None or kl > study.settings.gate_kl_limit:
+        measured = math.inf if kl is None else kl
+        misses.append(LimitMiss(limit="kl", measured=measured, allowed=study.settings.gate_kl_limit, unit="nats"))
+    if false.high >= 0:
+        misses.append(
+            LimitMiss(
+                limit="false_refusals",
+                measured=false.difference,
+                low=false.low,
+                high=false.high,
+                allowed=0.0,
+                unit="share",
+            )
+        )
+    place = (candidate.scores.position, candidate.scores.layer)
+    found = tuple(each for each in misses if each is not None)
+    point = LambdaPoint(
+        lambda_=strength,
+        position=candidate.scores.position,
+        layer=candidate.scores.layer,
+        kl_harmless=_mean(study, "w_kl", place, strength),
+        refusal_score_borderline=_mean(study, "w_borderline", place, strength),
+        true_refusal_rate=refusal_rate(after["harmful"]),
+        false_refusal_rate=refusal_rate(after["borderline"]),
+        true_refusals=true,
+        false_refusals=false,
+        misses=found,
+        note="; ".join(map(miss_in_words, found)),
+    )
+    return point, kept
+
+
+def too_many_lost(study: Study, before: Sequence[CompletionRecord], after: Sequence[CompletionRecord]) -> bool:
+    """Whether judged true refusals are lost beyond the margin, by more than a wavering model explains."""
+    return kept_at_rest(study, before, after) == Kept.lost
+
+
+def miss_in_words(miss: LimitMiss) -> str:
+    """By how much a limit was missed, in a few words."""
+    if miss.unit == "nats":
+        return f"KL {miss.measured:.3g} above {miss.allowed:g}"
+    interval = f"{100 * miss.measured:+.1f} points, {100 * (miss.low or 0):+.1f} to {100 * (miss.high or 0):+.1f}"
+    if miss.limit == "false_refusals":
+        return f"false refusals not shown to fall ({interval})"
+    where = "" if miss.limit == "true_refusals" else f" under {miss.limit} pressure"
+    kind = " by their scores" if miss.by_scores else ""
+    return f"true refusals lost{where}{kind} ({interval}; margin {-100 * miss.allowed:.3g})"

@@ -1,0 +1,273 @@
+"""The refusal tokens and the refusal threshold of a model, learned from its own judged answers to train prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from demur.errors import InputError, ModelError
+from demur.evaluation import (
+    Judgement,
+    SettlingJudge,
+    discover_refusal_tokens,
+    fit_threshold,
+    is_refusal,
+    logits_after,
+    refusal_rate,
+    refusal_scores,
+    scores_after,
+    separation,
+)
+from demur.records import (
+    BASE_MODEL,
+    CompletionRecord,
+    JudgedScores,
+    RefusalThreshold,
+    RefusalToken,
+    ScoreReading,
+)
+from demur.types import PromptLabel
+
+if TYPE_CHECKING:
+    from demur.calibration._study import Study
+
+LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
+_WHOLE = 24
+"""Train prompts of each set whose answers are generated in full, to learn how much of an answer a verdict needs."""
+_LENGTHS = (8, 12, 16, 24, 32, 48, 64)
+_SHORTEST = 32
+"""Least length of a judged answer: a late turn must have room."""
+_DISCOVERY = 48
+"""Most refusals, and most answers, whose first tokens are compared: each row is the whole vocabulary."""
+_FEWEST = 4
+"""Fewest refusals, and fewest answers, from which a threshold is learned."""
+_TELLS = 0.9
+"""AUROC from which a score tells refusals from answers; or the lower end of its interval reaches `_SURELY`."""
+_SURELY = 0.8
+_OPENINGS = (1, 2, 3, 4)
+"""Tokens of the model's own refusal that are forced where its first token does not tell."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Train prompts with what the unchanged model did."""
+
+    texts: tuple[str, ...]
+    labels: tuple[PromptLabel, ...]
+    refused: tuple[bool | None, ...]
+
+    def where(self, wanted: bool | None) -> list[int]:  # noqa: FBT001
+        """Indices of the prompts with this verdict."""
+        return [index for index, each in enumerate(self.refused) if each is wanted]
+
+
+def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
+    """Judged answers to train prompts of every set; how long answers must be to be judged; verdicts that this changes.
+
+    The first of each set are answered in full; the rest, as all later answers of the run, at the learned length: twice
+    the shortest at which all verdicts are those of the whole answers.
+    """
+    study.runner.max_new_tokens = study.settings.max_new_tokens
+    present = [label for label in LABELS if label in study.prompts]
+    asked = {label: study.split(label, "train")[: study.settings.n_answered] for label in present}
+    study.progress.start("learning how the model refuses", sum(map(len, asked.values())))
+
+    def answers(label: PromptLabel, first: int, end: int | None) -> list[CompletionRecord]:
+        return study.runner.complete(asked[label][first:end], condition=BASE_MODEL, split="train", until_settled=True)
+
+    whole = {label: answers(label, 0, _WHOLE) for label in present}
+    length, changes = _verdict_length(study, [record for each in whole.values() for record in each])
+    study.runner.max_new_tokens = length
+    return {label: [*whole[label], *answers(label, _WHOLE, None)] for label in present}, length, changes
+
+
+def _verdict_length(study: "Study", records: Sequence[CompletionRecord]) -> tuple[int, int]:
+    settings = study.settings
+    if settings.verdict_tokens:
+        return min(settings.verdict_tokens, settings.max_new_tokens), 0
+    judge, tokenizer = study.runner.judge, study.chat.tokenizer
+    if not isinstance(judge, SettlingJudge):  # a model that judges: asking it again for every length costs too much
+        return settings.max_new_tokens, 0
+    encoded = [tokenizer(record.completion or "", add_special_tokens=False)["input_ids"] for record in records]
+
+    def changed(length: int) -> int:
+        cut = [str(tokenizer.decode(tokens[:length])) for tokens in encoded]
+        verdicts = judge.judge_batch([(record.prompt, text) for record, text in zip(records, cut, strict=True)])
+        return sum(_refuses(one) != is_refusal(record) for one, record in zip(verdicts, records, strict=True))
+
+    allowed = len(records) // 100
+    for length in _LENGTHS:
+        if 2 * length < settings.max_new_tokens and changed(length) <= allowed:
+            chosen = max(_SHORTEST, 2 * length)
+            return min(chosen, settings.max_new_tokens), changed(chosen)
+    return settings.max_new_tokens, 0
+
+
+def _refuses(judgement: Judgement) -> bool | None:
+    return None if judgement.verdict == "unjudged" else judgement.verdict != "full_compliance"
+
+
+def as_answered(records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> Answered:
+    """All records in one row."""
+    every = [(label, record) for label, each in records.items() for record in each]
+    return Answered(
+        tuple(record.prompt for _, record in every),
+        tuple(label for label, _ in every),
+        tuple(is_refusal(record) for _, record in every),
+    )
+
+
+def find_tokens(study: "Study", records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> tuple[RefusalToken, ...]:
+    """The tokens of the refusal score: the user's, or found from the model's own refusals and answers.
+
+    Raises:
+        ModelError: the model refuses nothing, or everything.
+        InputError: the user's tokens are not in its vocabulary.
+    """
+    if study.settings.refusal_tokens is not None:
+        return _given_tokens(study, study.settings.refusal_tokens)
+    chat, size = study.chat, study.settings.batch_size
+    for label, wanted, what in (
+        ("harmful", True, "this model does not refuse: is it a base model, or one whose refusals were removed?"),
+        ("harmless", False, "this model refuses (or garbles) everything, so no direction separates the two."),
+    ):
+        each = records[label]  # type: ignore[index]
+        if sum(is_refusal(record) is wanted for record in each) < 2:
+            measured = refusal_rate(each)
+            raise ModelError(
+                f"{chat.name}: {what} It refused {measured.k} of {measured.n} {label} train prompts "
+                f"(95 % interval {measured.low:.0%} to {measured.high:.0%}; {measured.unjudged} unjudged). Use a "
+                "chat model that refuses, check the chat template, or set --refusal-tokens."
+            )
+    answered = as_answered(records)
+    logits = []
+    for wanted in (True, False):
+        chosen = _spread(answered.where(wanted), _DISCOVERY)
+        logits.append(logits_after(chat, chat.encode([answered.texts[index] for index in chosen]), batch_size=size))
+    return discover_refusal_tokens(chat, *logits)
+
+
+def _spread(indices: Sequence[int], most: int) -> list[int]:
+    """At most so many, taken evenly, so that every set has its part."""
+    return [indices[number * len(indices) // most] for number in range(most)] if len(indices) > most else list(indices)
+
+
+def _given_tokens(study: "Study", tokens: Sequence[int]) -> tuple[RefusalToken, ...]:
+    size = logits_after(study.chat, study.encode("harmful", "train")[:1]).shape[-1]
+    if max(tokens) >= size:
+        raise InputError(
+            f"{study.chat.name}: --refusal-tokens names the token {max(tokens)}; the ids "
+            f"of this model go from 0 to {size - 1}."
+        )
+    return tuple(
+        RefusalToken(
+            id=token, text=study.chat.tokenizer.decode([token]), probability_refused=None, probability_answered=None
+        )
+        for token in tokens
+    )
+
+
+def learn_threshold(
+    study: "Study", records: Mapping[PromptLabel, Sequence[CompletionRecord]], length: int, changes: int
+) -> RefusalThreshold:
+    """Where the refusal score tells refusals from answers, of the ways of reading it that tell best.
+
+    Where the first token of an answer does not tell, the score is read after the first tokens of the model's own
+    commonest refusal too. Where nothing tells, the record says so (`tells`).
+    """
+    answered = as_answered(records)
+    refused, fine = answered.where(True), answered.where(False)
+    learned = {"verdict_tokens": length, "verdict_changes": changes}
+    if min(len(refused), len(fine)) < _FEWEST:
+        study.warnings.append(
+            f"Of {len(answered.texts)} judged answers to train prompts {len(refused)} are refusals and {len(fine)} are "
+            "answers, too few to learn from which refusal score on this model refuses; the papers' 0 is used."
+        )
+        return RefusalThreshold(value=0.0, source="given", **learned)
+    tried: list[tuple[ScoreReading, list[float]]] = [_read(study, answered, ())]
+    if not _tells(tried[0][0]):
+        opening = _commonest_opening([record for each in records.values() for record in each], study)
+        tried += [_read(study, answered, opening[:count]) for count in _OPENINGS if len(opening) > count]
+    reading, scores = max(tried, key=lambda each: each[0].auroc)
+    fit = fit_threshold(
+        [scores[index] for index in refused], [scores[index] for index in fine], seed=study.settings.seed
+    )
+    tells = _tells(reading)
+    if not tells:
+        study.warnings.append(
+            f"The refusal score does not tell this model's refusals from its answers (AUROC {reading.auroc:.2f}, "
+            f"{reading.low:.2f} to {reading.high:.2f}): directions are fitted on judged verdicts, and candidates are "
+            "kept by judged answers."
+        )
+    judged = {
+        label: JudgedScores(
+            refused=tuple(scores[index] for index in refused if answered.labels[index] == label),
+            answered=tuple(scores[index] for index in fine if answered.labels[index] == label),
+            unjudged=sum(answered.labels[index] == label for index in answered.where(None)),
+        )
+        for label in records
+    }
+    return RefusalThreshold(
+        value=fit.value,
+        source="learned",
+        slope=fit.slope,
+        low=fit.low,
+        high=fit.high,
+        tells=tells,
+        reading=reading,
+        tried=tuple(each for each, _ in tried),
+        wrong=fit.wrong,
+        judged=judged,
+        **learned,
+    )
+
+
+def _tells(reading: ScoreReading) -> bool:
+    return reading.auroc >= _TELLS or reading.low >= _SURELY
+
+
+def _read(study: "Study", answered: Answered, opening: tuple[int, ...]) -> tuple[ScoreReading, list[float]]:
+    """Scores of all answered prompts after a forced opening, and how well they tell."""
+    chat, size = study.chat, study.settings.batch_size
+    encoded = [[*tokens, *opening] for tokens in chat.encode(answered.texts)]
+    if opening:
+        # After an opening other tokens tell; which ones is found in the same way.
+        logits = logits_after(chat, encoded, batch_size=size)
+        sides = [logits[_spread(answered.where(wanted), _DISCOVERY)] for wanted in (True, False)]
+        tokens = [token.id for token in discover_refusal_tokens(chat, *sides)]
+        scores = refusal_scores(logits, tokens)
+    else:
+        tokens = [token.id for token in study.refusal_tokens]
+        scores = scores_after(chat, encoded, tokens, batch_size=size)
+    values: list[float] = torch.as_tensor(scores).tolist()
+    found = separation(
+        [values[index] for index in answered.where(True)], [values[index] for index in answered.where(False)]
+    )
+    text = str(chat.tokenizer.decode(list(opening))) if opening else ""
+    reading = ScoreReading(
+        opening=text,
+        opening_tokens=opening,
+        tokens=tuple(tokens),
+        auroc=found.auroc,
+        low=found.low,
+        high=found.high,
+    )
+    return reading, values
+
+
+def _commonest_opening(records: Sequence[CompletionRecord], study: "Study") -> tuple[int, ...]:
+    """The first tokens that most refusals begin with, token by token."""
+    tokenizer = study.chat.tokenizer
+    rows = [
+        tokenizer(record.completion or "", add_special_tokens=False)["input_ids"]
+        for record in records
+        if is_refusal(record)
+    ]
+    opening: list[int] = []
+    while len(opening) <= max(_OPENINGS):
+        following = [row[len(opening)] for row in rows if row[: len(opening)] == opening and len(row) > len(opening)]
+        if not following:
+            break
+        opening.append(max(sorted(set(following)), key=following.count))
+    return tuple(opening)
