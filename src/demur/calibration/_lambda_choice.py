@@ -11,7 +11,7 @@ from demur.calibration._study import Study
 from demur.evaluation import PRESSURE_MARGIN, paired_refusals, refusal_rate
 from demur.interventions import DirectionalAblation
 from demur.records import CompletionRecord, LambdaPoint, LimitMiss, Mean
-from demur.types import PromptLabel
+from demur.types import PressureFamily, PromptLabel
 
 CURVE: tuple[PromptLabel, PromptLabel] = ("harmful", "borderline")
 """The sets whose answers are judged over the lambda grid."""
@@ -22,80 +22,97 @@ def choose_point(
 ) -> tuple[tuple[LambdaPoint, ...], Best | None]:
     """Judge the answers at the best candidates; of those that keep true refusals take the fewest false refusals.
 
-    Points at which the gate would pass on the test prompts come before those that are merely not shown to lose.
+    A few are judged at a time, those that promise most first. Where all of them lose too much, milder ones come next;
+    where none of them frees anything, milder ones would not either.
     """
-    judged = _most_promising(study, best)
-    study.progress.start("judging the lambda grid", len(judged) * sum(len(records) for records in before.values()))
-    points: dict[float, LambdaPoint] = {}
-    kept: dict[float, Kept] = {}
-    for strength in study.settings.lambdas:
-        candidate = best.get(strength)
-        if candidate is None:
-            points[strength] = LambdaPoint(lambda_=strength, position=None, layer=None, note="no candidate")
-        elif strength in judged:
-            points[strength], kept[strength] = _judged_point(study, strength, candidate, before)
-        else:
-            points[strength] = _scored_point(study, strength, candidate)
-    admissible = [points[strength] for strength in judged if not points[strength].misses]
-    # Pressure is asked last, as it costs most, and of the best first.
-    open_: list[LambdaPoint] = []
-    for point in sorted(admissible, key=lambda point: (kept[point.lambda_], _merit(point)))[:_MOST_PRESSED]:
-        pressed = hold_under_pressure(study, DirectionalAblation(best[point.lambda_].vector))
-        if pressed.kept == Kept.shown:
-            return _with_choice(points, point.lambda_), best[point.lambda_]
-        miss = _miss(pressed.family or "pressure", pressed.change, PRESSURE_MARGIN)
-        lost = pressed.kept == Kept.lost
-        update = {"note": pressed.note, "misses": (miss,) if lost and miss else ()}
-        points[point.lambda_] = point.model_copy(update=update)
-        if not lost:
-            open_.append(points[point.lambda_])
-    if open_:
-        chosen = min(open_, key=lambda point: (kept[point.lambda_], _merit(point)))
-        study.warnings.append(
-            f"The chosen point is not shown to keep true refusals under pressure on validation prompts ({chosen.note})."
-        )
-        return _with_choice(points, chosen.lambda_), best[chosen.lambda_]
+    points = {
+        strength: _scored_point(study, strength, best[strength])
+        if strength in best
+        else LambdaPoint(lambda_=strength, position=None, layer=None, note="no candidate")
+        for strength in study.settings.lambdas
+    }
+    waiting = _by_promise(best)
+    step = study.settings.n_judged or len(waiting)
+    while waiting:
+        judged, waiting = waiting[:step], waiting[step:]
+        chosen = _chosen_of(study, judged, best, before, points)
+        if chosen is not None:
+            points[chosen] = points[chosen].model_copy(update={"chosen": True})
+            return tuple(points.values()), best[chosen]
+        if all(_frees_nothing(points[strength]) for strength in judged):
+            break
     return tuple(points.values()), None
 
 
-_MOST_PRESSED = 4
-"""Points that are put under pressure at most."""
+def _frees_nothing(point: LambdaPoint) -> bool:
+    return any(miss.limit == "false_refusals" for miss in point.misses)
 
 
-def _with_choice(points: Mapping[float, LambdaPoint], strength: float) -> tuple[LambdaPoint, ...]:
-    return tuple(
-        point.model_copy(update={"chosen": True}) if key == strength else point for key, point in points.items()
+def _chosen_of(
+    study: Study,
+    judged: Sequence[float],
+    best: Mapping[float, Best],
+    before: dict[PromptLabel, list[CompletionRecord]],
+    points: dict[float, LambdaPoint],
+) -> float | None:
+    """The best of some points, whose rows are filled in; None where none is admissible.
+
+    Points at which the gate would pass on the test prompts come before those that are merely not shown to lose.
+    """
+    study.progress.start("judging the lambda grid", len(judged) * sum(len(records) for records in before.values()))
+    kept: dict[float, Kept] = {}
+    for strength in judged:
+        points[strength], kept[strength] = _judged_point(study, strength, best[strength], before)
+
+    def order(strength: float) -> tuple[Kept, float, float]:
+        rate = points[strength].false_refusal_rate
+        return kept[strength], 1.0 if rate is None or rate.rate is None else rate.rate, -strength
+
+    # Pressure is asked last, as it costs most, and of the best first.
+    open_: list[float] = []
+    family: PressureFamily | None = None
+    for strength in sorted((each for each in judged if not points[each].misses), key=order):
+        pressed = hold_under_pressure(study, DirectionalAblation(best[strength].vector), first=family)
+        if pressed.kept == Kept.shown:
+            return strength
+        family, lost = pressed.family, pressed.kept == Kept.lost
+        miss = _miss(pressed.family or "pressure", pressed.change, PRESSURE_MARGIN)
+        update = {"note": pressed.note, "misses": (miss,) if lost and miss else ()}
+        points[strength] = points[strength].model_copy(update=update)
+        if not lost:
+            open_.append(strength)
+    if not open_:
+        return None
+    study.warnings.append(
+        f"The chosen point is not shown to keep true refusals under pressure on validation prompts "
+        f"({points[open_[0]].note})."
     )
+    return open_[0]
 
 
-def _merit(point: LambdaPoint) -> tuple[float, float]:
-    rate = point.false_refusal_rate.rate if point.false_refusal_rate else None
-    return (1.0 if rate is None else rate, -point.lambda_)
-
-
-def _most_promising(study: Study, best: Mapping[float, Best]) -> list[float]:
-    """The lambdas whose answers are judged: by what their scores promise, those beyond a limit last."""
+def _by_promise(best: Mapping[float, Best]) -> list[float]:
+    """The lambdas by what the scores of their best candidates promise, those beyond a limit of scores last."""
 
     def promise(strength: float) -> tuple[bool, float, float]:
         false = best[strength].false_change
         return bool(best[strength].scores.rejected_by), 1.0 if false is None else false.difference, -strength
 
-    ranked = sorted(best, key=promise)
-    return ranked[: study.settings.n_judged or len(ranked)]
+    return sorted(best, key=promise)
 
 
 def _scored_point(study: Study, strength: float, candidate: Best) -> LambdaPoint:
     """A row of the curve whose answers are not judged."""
     scores, place = candidate.scores, (candidate.scores.position, candidate.scores.layer)
-    note = "by its scores not among the best: answers not judged"
+    misses = _score_misses(study, candidate)
+    note = "; ".join(map(miss_in_words, misses)) or "by its scores not among the best"
     return LambdaPoint(
         lambda_=strength,
         position=scores.position,
         layer=scores.layer,
         kl_harmless=_mean(study, "w_kl", place, strength),
         refusal_score_borderline=_mean(study, "w_borderline", place, strength),
-        misses=_score_misses(study, candidate),
-        note=note,
+        misses=misses,
+        note=f"{note}; answers not judged",
     )
 
 

@@ -52,13 +52,19 @@ def pressed_prompts(study: Study) -> tuple[Prompt, ...]:
     return prompts[: study.settings.n_pressed or len(prompts)]
 
 
-def hold_under_pressure(study: Study, intervention: Intervention) -> Pressed:
-    """What an operating point keeps of the true refusals; stops at the first family in which they are lost."""
+def hold_under_pressure(study: Study, intervention: Intervention, *, first: PressureFamily | None = None) -> Pressed:
+    """What an operating point keeps of the true refusals; stops at the first family in which they are lost.
+
+    Args:
+        study: the calibration.
+        intervention: the point.
+        first: the family to begin with: what another point lost, this one is likely to lose too.
+    """
     if not study.settings.pressure:
         return Pressed(Kept.shown, "")
     worst = Pressed(Kept.shown, "")
     conditions: list[_Asking | _Judging] = [*_by_next_tokens(study, intervention), *_by_answers(study, intervention)]
-    for measure in conditions:
+    for measure in sorted(conditions, key=lambda each: first not in each.families):
         worst = max(worst, measure(), key=lambda each: each.kept)
         if worst.kept == Kept.lost:
             break
@@ -90,6 +96,11 @@ class _Asking:
     study: Study
     intervention: Intervention
     condition: Condition
+
+    @property
+    def families(self) -> set[PressureFamily]:
+        """What it belongs to."""
+        return {self.condition.family}
 
     def __call__(self) -> Pressed:
         study, texts = self.study, [prompt.text for prompt in pressed_prompts(self.study)]
@@ -123,6 +134,11 @@ class _Judging:
     study: Study
     intervention: Intervention
     conditions: Sequence[Condition]
+
+    @property
+    def families(self) -> set[PressureFamily]:
+        """What they belong to."""
+        return {each.family for each in self.conditions}
 
     def __call__(self) -> Pressed:
         study, prompts = self.study, pressed_prompts(self.study)
