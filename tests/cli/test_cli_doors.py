@@ -147,7 +147,7 @@ def test_the_gate_is_the_exit_code(monkeypatch, tmp_path, decision, code):
     import demur.cli._commands as commands
 
     gate = None if decision is None else SimpleNamespace(decision=decision, reasons=("because",))
-    summary = SimpleNamespace(gate=gate, model_dump=lambda **_: {"gate": decision})
+    summary = SimpleNamespace(gate=gate, warnings=(), model_dump=lambda **_: {"gate": decision})
     monkeypatch.setattr(demur.calibration, "calibrate", lambda *_args, **_kwargs: summary)
     monkeypatch.setattr(commands, "load_model", lambda *_: None)
     monkeypatch.setattr(commands, "write_reports", lambda run: (run / "report.html", run / "report.md"))

@@ -4,6 +4,7 @@ Libraries that load torch are imported inside the commands: `demur --help`, `rep
 """
 
 # ruff: noqa: PLC0415, FBT002
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +64,8 @@ class Format(StrEnum):
 
 def _finish(out: Out, summary: Summary, run: Path) -> int:
     """Report, table, JSON and exit code of a measured run."""
-    html, _ = write_reports(run)
+    with out.working("writing the report", quiet=True):
+        html, _ = write_reports(run)
     out.summary(summary)
     out.say(f"report: {html}")
     out.json(summary.model_dump(mode="json", by_alias=True))
@@ -107,41 +109,44 @@ def calibrate(
     as_json: Json = False,
 ) -> int:
     """Find both directions, choose an operating point, measure it on test prompts, decide the gate."""
-    from demur.calibration import CalibrationSettings
-    from demur.calibration import calibrate as run_calibration
-    from demur.prompts import load_prompt_sets
-
-    defaults = CalibrationSettings()
-    tokens = None if refusal_tokens is None else numbers(refusal_tokens, "--refusal-tokens", int)
-    settings = CalibrationSettings(
-        kl_limit=kl_limit,
-        induce_minimum=induce_minimum,
-        layer_fraction=layer_fraction,
-        margin=margin,
-        gate_kl_limit=gate_kl_limit,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        refusal_tokens=tokens,
-        pressure=pressure,
-        search=search,
-        trials=trials,
-        lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
-    )
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        borderline=borderline,
-        near_duplicates=near_duplicates(near),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    variants = load_variants(variant)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    verdicts = load_judge(judge, rubric, judge_option, judgements(run))
-    with out.progress().running() as progress:
+    with out.progress(run) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.calibration import CalibrationSettings
+            from demur.calibration import calibrate as run_calibration
+            from demur.prompts import load_prompt_sets
+
+            defaults = CalibrationSettings()
+            tokens = None if refusal_tokens is None else numbers(refusal_tokens, "--refusal-tokens", int)
+            settings = CalibrationSettings(
+                kl_limit=kl_limit,
+                induce_minimum=induce_minimum,
+                layer_fraction=layer_fraction,
+                margin=margin,
+                gate_kl_limit=gate_kl_limit,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seed=seed,
+                refusal_tokens=tokens,
+                pressure=pressure,
+                search=search,
+                trials=trials,
+                lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
+            )
+            prompts = load_prompt_sets(
+                harmful=harmful,
+                harmless=harmless,
+                borderline=borderline,
+                near_duplicates=near_duplicates(near),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            variants = load_variants(variant)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
+        with progress.working("loading the judge", quiet=True):
+            verdicts = load_judge(judge, rubric, judge_option, judgements(run))
         summary = run_calibration(
             chat, prompts, out=run, variants=variants, settings=settings, judge=verdicts, progress=progress
         )
@@ -178,32 +183,35 @@ def evaluate(
     as_json: Json = False,
 ) -> int:
     """Measure a model on test prompts without choosing anything; with --run, before and after its operating point."""
-    from demur.calibration import CalibrationSettings
-    from demur.calibration import evaluate as run_evaluation
-    from demur.prompts import TESTED, load_prompt_sets
-
-    settings = CalibrationSettings(
-        margin=margin,
-        gate_kl_limit=gate_kl_limit,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        pressure=pressure,
-    )
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        borderline=borderline,
-        minimum=TESTED,
-        near_duplicates=near_duplicates(near),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    variants = load_variants(variant)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
-    with out.progress().running() as progress:
+    with out.progress(folder) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.calibration import CalibrationSettings
+            from demur.calibration import evaluate as run_evaluation
+            from demur.prompts import TESTED, load_prompt_sets
+
+            settings = CalibrationSettings(
+                margin=margin,
+                gate_kl_limit=gate_kl_limit,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                pressure=pressure,
+            )
+            prompts = load_prompt_sets(
+                harmful=harmful,
+                harmless=harmless,
+                borderline=borderline,
+                minimum=TESTED,
+                near_duplicates=near_duplicates(near),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            variants = load_variants(variant)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
+        with progress.working("loading the judge", quiet=True):
+            verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
         summary = run_evaluation(
             chat, prompts, out=folder, run=run, variants=variants, settings=settings, judge=verdicts, progress=progress
         )
@@ -222,8 +230,6 @@ def export(
     as_json: Json = False,
 ) -> int:
     """Write the calibrated model, if its gate passed, and check it after reloading."""
-    from demur.calibration import export as run_export
-
     out = Out(as_json=as_json)
     folder = RunFolder(run)
     layout = folder.read_summary().layout if folder.summary.exists() else None
@@ -233,7 +239,10 @@ def export(
             f"the same as removing it at run time (logits differ by up to {layout.fold_difference:.2g}). What was "
             "measured, and what the gate decided on, is the exported form."
         )
-    record = run_export(run, form=form.value, to=to, low_memory=low_memory)
+    with out.working(f"exporting the {form.value}", quiet=True):
+        from demur.calibration import export as run_export
+
+        record = run_export(run, form=form.value, to=to, low_memory=low_memory)
     check = "Not reloaded."
     if record.logit_difference is not None:
         check = (
@@ -259,16 +268,22 @@ def inspect(
 ) -> int:
     """List and prove every writer of the residual stream; say how exact an edit of the weights is."""
     from demur.errors import LayoutError
-    from demur.interventions import inspect_model
     from demur.records import Inspection
 
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    try:
-        chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-        inspection = inspect_model(chat)
-    except LayoutError as error:
-        inspection = Inspection(model=model, architecture="", dtype=dtype, verdict="not_supported", reason=str(error))
+    with out.progress() as progress:
+        try:
+            chat = load_model(
+                model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+            )
+            with progress.working("comparing hooks with folded weights", quiet=True):
+                from demur.interventions import inspect_model
+
+                inspection = inspect_model(chat)
+        except LayoutError as error:
+            inspection = Inspection(
+                model=model, architecture="", dtype=dtype, verdict="not_supported", reason=str(error)
+            )
     out.inspection(inspection)
     out.json(inspection.model_dump(mode="json", by_alias=True))
     return LayoutError.exit_code if inspection.verdict == "not_supported" else 0
@@ -281,8 +296,9 @@ def report(
 ) -> int:
     """Rebuild the report, as HTML and as markdown, from the records; loads no model."""
     out = Out(as_json=as_json)
-    pages = write_pages(run)
-    html, markdown = pages[0] if pages and not RunFolder(run).summary.exists() else write_reports(run)
+    with out.working("writing the report", quiet=True):
+        pages = write_pages(run)
+        html, markdown = pages[0] if pages and not RunFolder(run).summary.exists() else write_reports(run)
     for each in dict.fromkeys((html, *(page for page, _ in pages))):
         out.say(f"report: {each}")
     out.json({"html": str(html), "markdown": str(markdown)})
@@ -337,26 +353,29 @@ def demo(
 ) -> int:
     """The whole main job on the shipped toy chat model: find, calibrate, prove, export, report."""
     helpers = (processes or min(4, usable_cores())) - 1
-    with helped(0 if RunFolder(run).summary.exists() else helpers, ["demo", "--out", str(run)]):
-        import torch
+    out = Out(as_json=as_json)
+    with out.progress(run) as progress, ExitStack() as ends:
+        with progress.working("loading the toy model"):
+            shared = helped(0 if RunFolder(run).summary.exists() else helpers, ["demo", "--out", str(run)])
+            ends.enter_context(shared)
+            import torch
 
-        from demur.calibration import calibrate as run_calibration
-        from demur.models import world
-        from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
+            from demur.calibration import calibrate as run_calibration
+            from demur.models import world
+            from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
 
-        # The toy is all overhead: a second thread saves little, and waits long where other programs run.
-        torch.set_num_threads(1)
-        out = Out(as_json=as_json)
-        chat = load_toy_chat_model()
-        with out.progress().running() as progress:
-            summary = run_calibration(chat, toy_prompt_sets(), out=run, settings=toy_settings(), progress=progress)
+            # The toy is all overhead: a second thread saves little, and waits long where other programs run.
+            torch.set_num_threads(1)
+            chat = load_toy_chat_model()
+        summary = run_calibration(chat, toy_prompt_sets(), out=run, settings=toy_settings(), progress=progress)
         if not world().is_first:
             return 0
-    from demur.calibration import export as run_export
-
+    adapter = run.with_name(run.name + "-adapter")
     if summary.gate is not None and summary.gate.decision == "pass":
-        adapter = run.with_name(run.name + "-adapter")
         if not adapter.exists():
-            run_export(run, form="adapter", to=adapter, chat=chat)
+            with out.working("exporting the adapter", quiet=True):
+                from demur.calibration import export as run_export
+
+                run_export(run, form="adapter", to=adapter, chat=chat)
         out.say(f"adapter: {adapter}")
     return _finish(out, summary, run)

@@ -77,41 +77,45 @@ def compare_methods(
     as_json: Json = False,
 ) -> int:
     """Compare methods against false refusals: prompts, steering, decoding, demur. Same prompts, same judge, paired."""
-    from demur.calibration import CalibrationSettings, method_names, settings_of
-    from demur.calibration import compare_methods as run_comparison
-    from demur.prompts import load_prompt_sets
-    from demur.records import RunFolder
-
-    given: dict[str, Any] = {
-        "margin": margin,
-        "gate_kl_limit": gate_kl_limit,
-        "kl_limit": kl_limit,
-        "induce_minimum": induce_minimum,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-    }
-    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    method_names(names)  # a typo is told before a model is loaded
-    settings = CalibrationSettings() if run is None else settings_of(RunFolder(run))
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        borderline=borderline,
-        near_duplicates=threshold(near_duplicates),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    judging = load_judge(judge, rubric, judge_option, judge_cache)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    with out.progress().running() as progress:
+    with out.progress(folder) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.calibration import CalibrationSettings, method_names, settings_of
+            from demur.calibration import compare_methods as run_comparison
+            from demur.prompts import load_prompt_sets
+            from demur.records import RunFolder
+
+            given: dict[str, Any] = {
+                "margin": margin,
+                "gate_kl_limit": gate_kl_limit,
+                "kl_limit": kl_limit,
+                "induce_minimum": induce_minimum,
+                "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size,
+            }
+            names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+            method_names(names)  # a typo is told before a model is loaded
+            settings = CalibrationSettings() if run is None else settings_of(RunFolder(run))
+            settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+            prompts = load_prompt_sets(
+                harmful=harmful,
+                harmless=harmless,
+                borderline=borderline,
+                near_duplicates=threshold(near_duplicates),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            judging = load_judge(judge, rubric, judge_option, judge_cache)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
         table = run_comparison(
             chat, prompts, out=folder, run=run, settings=settings, judge=judging, methods=names, progress=progress
         )
     _show(out, table)
-    out.say(f"report: {write_methods_report(folder)}")
+    with out.working("writing the report", quiet=True):
+        page = write_methods_report(folder)
+    out.say(f"report: {page}")
     out.json(table.model_dump(mode="json", by_alias=True))
     return 0
 
@@ -127,6 +131,7 @@ def _show(out: Out, table: MethodsTable) -> None:
         out.say(f"{name}: {what} [{said}]")
     for warning in table.warnings:
         out.say(f"warning: {warning}")
+    out.decided("none, a comparison", (), table.warnings)
     for skipped, reason in table.skipped.items():
         out.say(f"{skipped} was not measured: {reason}")
 

@@ -27,7 +27,7 @@ from demur.cli import (
     _suffixes,
     _suite,
 )
-from demur.cli._console import Out
+from demur.cli._console import WORDS, Out
 from demur.cli._options import app
 from demur.errors import DemurError
 
@@ -91,6 +91,7 @@ def _run_as_one_of_many(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     out = Out(as_json="--json" in words)
+    WORDS.set(tuple(words))
     try:
         result = typer.main.get_command(app).main(args=words, prog_name="demur", standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # newer releases of typer swallow Ctrl-C and return this

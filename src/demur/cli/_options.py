@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415, FBT001
 from enum import StrEnum
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from demur.errors import InputError
 
 if TYPE_CHECKING:
+    from demur.cli._progress import ConsoleProgress
     from demur.evaluation import Judge
     from demur.models import ChatModel
     from demur.prompts import PromptSet
@@ -133,19 +135,24 @@ def load_model(
     options: list[str] | None,
     prefix: str,
     trust: bool,
+    progress: "ConsoleProgress",
 ) -> "ChatModel":
-    from demur.models import load_chat_model
+    with progress.working(f"loading {name}"):
+        from demur.models import load_chat_model
 
-    return load_chat_model(
-        name,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        system=system,
-        template_options=dict(_template_option(option) for option in options or ()),
-        response_prefix=prefix.replace("\\n", "\n"),
-        trust_remote_code=trust,
-    )
+        given = dict(_template_option(option) for option in options or ())
+        more: dict[str, Any] = {"progress": progress} if "progress" in signature(load_chat_model).parameters else {}
+        return load_chat_model(
+            name,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            system=system,
+            template_options=given,
+            response_prefix=prefix.replace("\\n", "\n"),
+            trust_remote_code=trust,
+            **more,
+        )
 
 
 def load_judge(spec: str, rubric: str, settings: list[str] | None, cache: Path | None) -> "Judge":

@@ -107,7 +107,7 @@ from demur.records._run import (
     ScorePiece,
     ScoreRecord,
 )
-from demur.records._run_folder import RunFolder
+from demur.records._run_folder import LOG_FILE, RunFolder, other_files
 from demur.records._search import (
     SEARCH,
     SEARCH_JOURNAL,
@@ -187,6 +187,7 @@ __all__ = [
     "BASE_MODEL",
     "CALIBRATED_MODEL",
     "HASH_DIGITS",
+    "LOG_FILE",
     "PLAIN",
     "SEARCH",
     "SEARCH_JOURNAL",
@@ -354,6 +355,7 @@ __all__ = [
     "WaiverUse",
     "WriterRecord",
     "canonical_json",
+    "other_files",
     "read_record",
     "write_bytes",
     "write_record",
