@@ -286,7 +286,7 @@ def test_an_export_of_nothing(tmp_path):
         (["--margin", "2"], "margin is a share of at most 0.05, such as 0.02 for 2 points; got 2.0."),
         (["--layer-fraction", "80"], "layer_fraction is a share above 0 and up to 1, such as 0.8; got 80.0."),
         (["--gate-kl-limit", "0"], "gate_kl_limit is a number of nats above 0, such as 0.1; got 0.0."),
-        (["--batch-size", "-1"], "batch_size is a number of prompts, or 0 to measure it; got -1."),
+        (["--batch-size", "-1"], "batch_size is a number of prompts, or 0 for one that suits the machine; got -1."),
         (["--dtype", "int8"], "unknown dtype 'int8'; type one of: auto, "),
     ],
 )

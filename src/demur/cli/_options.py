@@ -62,7 +62,9 @@ RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts generated together; 0 finds the fastest by measuring.")]
+BatchSize = Annotated[
+    int, typer.Option(help="Prompts generated together; 0 takes what suits device, memory and model.")
+]
 JudgeSpec = Annotated[
     str,
     typer.Option(
