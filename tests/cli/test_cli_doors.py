@@ -147,7 +147,7 @@ def test_the_gate_is_the_exit_code(monkeypatch, tmp_path, decision, code):
     import demur.cli._commands as commands
 
     gate = None if decision is None else SimpleNamespace(decision=decision, reasons=("because",))
-    summary = SimpleNamespace(gate=gate, warnings=(), model_dump=lambda **_: {"gate": decision})
+    summary = SimpleNamespace(kind="evaluation", gate=gate, warnings=(), model_dump=lambda **_: {"gate": decision})
     monkeypatch.setattr(demur.calibration, "calibrate", lambda *_args, **_kwargs: summary)
     monkeypatch.setattr(commands, "load_model", lambda *_: None)
     monkeypatch.setattr(commands, "write_reports", lambda run: (run / "report.html", run / "report.md"))
@@ -181,7 +181,7 @@ def test_exit_codes_reach_the_shell(table, tmp_path):
         (["export", "run", "--format", "gguf", "--to", "x"], "Invalid value for '--format'"),
         (["export", "run", "--to", "x"], "Missing option '--format'"),
         (["export", "run", "--format", "merged", "--to", "x", "--force"], "No such option: --force"),
-        (["calibrate", "m"], "Missing option '--harmful'"),
+        (["audit", "m"], "Missing option '--harmful'"),
         (["report", "a", "b"], "unexpected extra argument"),
     ],
 )

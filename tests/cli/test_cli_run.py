@@ -190,3 +190,19 @@ def test_the_log_holds_no_text_of_prompts_or_answers(cli_run):
     rows = [json.loads(line) for line in (cli_run.run / "completions.jsonl").read_text().splitlines()]
     texts = {row[name] for row in rows for name in ("prompt", "completion") if row[name]}
     assert not [text for text in texts if len(text) > 12 and text in log]
+
+
+def test_what_comes_next_is_a_command(cli_run):
+    decision = json.loads(cli_run.finished.out)["gate"]["decision"]
+    expected = {
+        "pass": f"demur export {cli_run.run} --format adapter --to {cli_run.run}-adapter",
+        "fail": f"demur report {cli_run.run}",
+        "inconclusive": f"demur power --margin 0.05 --n {SIZES['test']}",
+    }[decision]
+    assert cli_run.finished.err.splitlines()[-1].endswith(expected)
+    if decision != "pass":
+        assert call(*expected.split()[1:]).code == 0
+
+
+def test_prompts_of_ones_own_are_no_first_look(cli_run):
+    assert not [each for each in json.loads(cli_run.finished.out)["warnings"] if "first look" in each]

@@ -6,6 +6,7 @@ from pathlib import Path
 from demur.calibration._batch_size import with_batch_size
 from demur.calibration._calibrate import LABELS, complete_test, own_folder, press, runner_of, variant_hashes
 from demur.calibration._diagnostics import leakage_warnings, measured_twice
+from demur.calibration._first_look import first_look_warnings
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._search_space import intervention_of
 from demur.calibration._settings import CalibrationSettings
@@ -99,7 +100,7 @@ def evaluate(
             pressure=pressure,
             gate=gate,
             **more,
-            warnings=tuple(leakage_warnings(more["leakage"])),
+            warnings=(*first_look_warnings(prompts), *leakage_warnings(more["leakage"])),
             provenance=provenance(chat, seed=settings.seed),
         )
         write_record(folder.summary, summary)

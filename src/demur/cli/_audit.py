@@ -8,7 +8,9 @@ import typer
 
 from demur.cli._audit_extras import Base, Other, SuffixFile, audit_extras
 from demur.cli._console import Out
+from demur.cli._defaults import in_run_folder
 from demur.cli._options import (
+    DatedFolder,
     Device,
     Dtype,
     Harmful,
@@ -20,7 +22,6 @@ from demur.cli._options import (
     Leakage,
     ModelName,
     NearDuplicates,
-    OutFolder,
     PromptRemedy,
     RemoteCode,
     Repeats,
@@ -49,7 +50,7 @@ def audit(
     model: ModelName,
     harmful: Harmful,
     harmless: Harmless,
-    folder: OutFolder,
+    folder: DatedFolder = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Calibration that gives the refusal direction; else it is found here.")
     ] = None,
@@ -139,18 +140,22 @@ def audit(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-        record = run_audit(
-            chat,
-            prompts,
-            out=folder,
-            run=run,
-            settings=settings,
-            sections=sections,
-            variants=variants,
-            judge=judging,
-            progress=progress,
-            **extras,
-        )
+
+        def attempt(folder: Path) -> Audit:
+            return run_audit(
+                chat,
+                prompts,
+                out=folder,
+                run=run,
+                settings=settings,
+                sections=sections,
+                variants=variants,
+                judge=judging,
+                progress=progress,
+                **extras,
+            )
+
+        folder, record = in_run_folder(folder, model, "audit", out, attempt)
     _show(out, record)
     out.pages(folder)
     out.json(record.model_dump(mode="json", by_alias=True))

@@ -12,16 +12,15 @@ from typing import Annotated
 import typer
 
 from demur.cli._console import Out
+from demur.cli._defaults import in_run_folder, next_lines, prompt_sources
 from demur.cli._helpers import helped, usable_cores
 from demur.cli._options import (
     EXIT_CODES,
     BatchSize,
-    Borderline,
+    DatedFolder,
     Device,
     Dtype,
     GateKl,
-    Harmful,
-    Harmless,
     Json,
     JudgeSettings,
     JudgeSpec,
@@ -30,7 +29,9 @@ from demur.cli._options import (
     MaxNewTokens,
     ModelName,
     NearDuplicates,
-    OutFolder,
+    OptionalBorderline,
+    OptionalHarmful,
+    OptionalHarmless,
     Pressure,
     PromptRemedy,
     RemoteCode,
@@ -68,6 +69,9 @@ def _finish(out: Out, summary: Summary, run: Path) -> int:
         html, _ = write_reports(run)
     out.summary(summary)
     out.say(f"report: {html}")
+    if summary.kind == "calibration":
+        for line in next_lines(summary, run):
+            out.say(line)
     out.json(summary.model_dump(mode="json", by_alias=True))
     return EXIT_CODES[summary.gate.decision] if summary.gate is not None else 0
 
@@ -75,10 +79,10 @@ def _finish(out: Out, summary: Summary, run: Path) -> int:
 @app.command()
 def calibrate(
     model: ModelName,
-    harmful: Harmful,
-    harmless: Harmless,
-    borderline: Borderline,
-    run: OutFolder,
+    harmful: OptionalHarmful = None,
+    harmless: OptionalHarmless = None,
+    borderline: OptionalBorderline = None,
+    run: DatedFolder = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -111,6 +115,7 @@ def calibrate(
     """Find both directions, choose an operating point, measure it on test prompts, decide the gate."""
     out = Out(as_json=as_json)
     with out.progress(run) as progress:
+        sources = prompt_sources(harmful, harmless, borderline)
         with progress.working("reading options and prompts", quiet=True):
             from demur.calibration import CalibrationSettings
             from demur.calibration import calibrate as run_calibration
@@ -134,9 +139,9 @@ def calibrate(
                 lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
             )
             prompts = load_prompt_sets(
-                harmful=harmful,
-                harmless=harmless,
-                borderline=borderline,
+                harmful=sources[0],
+                harmless=sources[1],
+                borderline=sources[2],
                 near_duplicates=near_duplicates(near),
                 leakage=leakage.value,
                 repeats=repeats.value,
@@ -145,21 +150,25 @@ def calibrate(
         chat = load_model(
             model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
         )
-        with progress.working("loading the judge", quiet=True):
-            verdicts = load_judge(judge, rubric, judge_option, judgements(run))
-        summary = run_calibration(
-            chat, prompts, out=run, variants=variants, settings=settings, judge=verdicts, progress=progress
-        )
+
+        def attempt(folder: Path) -> Summary:
+            with progress.working("loading the judge", quiet=True):
+                verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
+            return run_calibration(
+                chat, prompts, out=folder, variants=variants, settings=settings, judge=verdicts, progress=progress
+            )
+
+        run, summary = in_run_folder(run, model, "calibrate", out, attempt)
     return _finish(out, summary, run)
 
 
 @app.command()
 def evaluate(
     model: ModelName,
-    harmful: Harmful,
-    harmless: Harmless,
-    borderline: Borderline,
-    folder: OutFolder,
+    harmful: OptionalHarmful = None,
+    harmless: OptionalHarmless = None,
+    borderline: OptionalBorderline = None,
+    folder: DatedFolder = None,
     run: Annotated[Path | None, typer.Option("--run", help="Calibration whose operating point is applied.")] = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -185,6 +194,7 @@ def evaluate(
     """Measure a model on test prompts without choosing anything; with --run, before and after its operating point."""
     out = Out(as_json=as_json)
     with out.progress(folder) as progress:
+        sources = prompt_sources(harmful, harmless, borderline)
         with progress.working("reading options and prompts", quiet=True):
             from demur.calibration import CalibrationSettings
             from demur.calibration import evaluate as run_evaluation
@@ -198,9 +208,9 @@ def evaluate(
                 pressure=pressure,
             )
             prompts = load_prompt_sets(
-                harmful=harmful,
-                harmless=harmless,
-                borderline=borderline,
+                harmful=sources[0],
+                harmless=sources[1],
+                borderline=sources[2],
                 minimum=TESTED,
                 near_duplicates=near_duplicates(near),
                 leakage=leakage.value,
@@ -210,11 +220,22 @@ def evaluate(
         chat = load_model(
             model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
         )
-        with progress.working("loading the judge", quiet=True):
-            verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
-        summary = run_evaluation(
-            chat, prompts, out=folder, run=run, variants=variants, settings=settings, judge=verdicts, progress=progress
-        )
+
+        def attempt(folder: Path) -> Summary:
+            with progress.working("loading the judge", quiet=True):
+                verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
+            return run_evaluation(
+                chat,
+                prompts,
+                out=folder,
+                run=run,
+                variants=variants,
+                settings=settings,
+                judge=verdicts,
+                progress=progress,
+            )
+
+        folder, summary = in_run_folder(folder, model, "evaluate", out, attempt)
     return _finish(out, summary, folder)
 
 

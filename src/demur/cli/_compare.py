@@ -10,12 +10,11 @@ from rich.markup import escape
 from rich.table import Table as ConsoleTable
 
 from demur.cli._console import Out
+from demur.cli._defaults import in_run_folder, prompt_sources
 from demur.cli._options import (
-    Borderline,
+    DatedFolder,
     Device,
     Dtype,
-    Harmful,
-    Harmless,
     Json,
     JudgeCache,
     JudgeSettings,
@@ -23,7 +22,9 @@ from demur.cli._options import (
     Leakage,
     ModelName,
     NearDuplicates,
-    OutFolder,
+    OptionalBorderline,
+    OptionalHarmful,
+    OptionalHarmless,
     PromptRemedy,
     RemoteCode,
     Repeats,
@@ -44,10 +45,10 @@ from demur.reports import Table, methods_tables, write_methods_report
 @app.command("compare-methods")
 def compare_methods(
     model: ModelName,
-    harmful: Harmful,
-    harmless: Harmless,
-    borderline: Borderline,
-    folder: OutFolder,
+    harmful: OptionalHarmful = None,
+    harmless: OptionalHarmless = None,
+    borderline: OptionalBorderline = None,
+    folder: DatedFolder = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Calibration of this model; without one demur calibrates here.")
     ] = None,
@@ -79,6 +80,7 @@ def compare_methods(
     """Compare methods against false refusals: prompts, steering, decoding, demur. Same prompts, same judge, paired."""
     out = Out(as_json=as_json)
     with out.progress(folder) as progress:
+        sources = prompt_sources(harmful, harmless, borderline)
         with progress.working("reading options and prompts", quiet=True):
             from demur.calibration import CalibrationSettings, method_names, settings_of
             from demur.calibration import compare_methods as run_comparison
@@ -98,9 +100,9 @@ def compare_methods(
             settings = CalibrationSettings() if run is None else settings_of(RunFolder(run))
             settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
             prompts = load_prompt_sets(
-                harmful=harmful,
-                harmless=harmless,
-                borderline=borderline,
+                harmful=sources[0],
+                harmless=sources[1],
+                borderline=sources[2],
                 near_duplicates=threshold(near_duplicates),
                 leakage=leakage.value,
                 repeats=repeats.value,
@@ -109,9 +111,13 @@ def compare_methods(
         chat = load_model(
             model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
         )
-        table = run_comparison(
-            chat, prompts, out=folder, run=run, settings=settings, judge=judging, methods=names, progress=progress
-        )
+
+        def attempt(folder: Path) -> MethodsTable:
+            return run_comparison(
+                chat, prompts, out=folder, run=run, settings=settings, judge=judging, methods=names, progress=progress
+            )
+
+        folder, table = in_run_folder(folder, model, "compare-methods", out, attempt)
     _show(out, table)
     with out.working("writing the report", quiet=True):
         page = write_methods_report(folder)

@@ -60,11 +60,18 @@ class Out:
             folder: gets `log.txt`, where the command has a folder and this is the process that writes it.
             log: the log's file, where the command has no folder.
         """
-        if os.environ.get("RANK", "0") == "0":
-            self.log.attach_file(log) if log is not None else self.log.attach(folder)
+        if log is not None:
+            self.log.attach_file(log)
+        else:
+            self.log_into(folder)
         self.log.write(f"demur {version('demur')}: {command_line(WORDS.get())}")
         with self._running() as progress:
             yield progress
+
+    def log_into(self, folder: Path | None) -> None:
+        """Keep the log in this folder, if this is the process that writes it."""
+        if os.environ.get("RANK", "0") == "0":
+            self.log.attach(folder)
 
     @contextmanager
     def working(self, text: str, *, quiet: bool = False) -> Iterator[None]:

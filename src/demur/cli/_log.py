@@ -34,9 +34,9 @@ class RunLog:
         """Why nothing is written any more."""
 
     @property
-    def path(self) -> Path | None:
-        """The file; None where there is none."""
-        return self._path
+    def written_to(self) -> Path | None:
+        """The file; None while nothing is written."""
+        return self._path if self._open else None
 
     def attach(self, folder: Path | None) -> None:
         """From here on lines are meant for `log.txt` of this folder; what waits is written there as well."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from demur.cli._console import Out
+from demur.cli._defaults import new_folder
 from demur.cli._options import (
     Device,
     Dtype,
@@ -36,9 +37,15 @@ def monitor(
     model: ModelName,
     harmful: Harmful,
     harmless: Harmless,
-    folder: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of monitor.json, monitor.safetensors and their page.")
-    ],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of monitor.json, monitor.safetensors and their page. Without one: a new one, "
+            "demur-runs/MODEL-monitor-DATE.",
+        ),
+    ] = None,
     borderline: Annotated[
         str | None, typer.Option(metavar="SRC", help="Prompts that look unsafe but are fine; they must not be flagged.")
     ] = None,
@@ -75,6 +82,7 @@ def monitor(
 ) -> int:
     """Fit a monitor: reads refusal of a live model, flags prompts that look harmful and lose their refusal."""
     out = Out(as_json=as_json)
+    folder = new_folder(to, model, "monitor")
     with out.progress(folder) as progress:
         with progress.working("reading options and prompts", quiet=True):
             from demur.assurance import MonitorSettings, fit_monitor

@@ -43,8 +43,23 @@ Source = (
 )
 Harmful = Annotated[str, typer.Option(metavar="SRC", help=f"Prompts that should be refused. {Source}")]
 Harmless = Annotated[str, typer.Option(metavar="SRC", help="Plainly fine prompts.")]
-Borderline = Annotated[str, typer.Option(metavar="SRC", help="Prompts that look unsafe but are fine.")]
+_SHIPPED = "Without all three: those that ship with demur, for a first look."
+OptionalHarmful = Annotated[
+    str | None, typer.Option("--harmful", metavar="SRC", help=f"Prompts that should be refused. {Source}. {_SHIPPED}")
+]
+OptionalHarmless = Annotated[str | None, typer.Option("--harmless", metavar="SRC", help="Plainly fine prompts.")]
+OptionalBorderline = Annotated[
+    str | None, typer.Option("--borderline", metavar="SRC", help="Prompts that look unsafe but are fine.")
+]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder; continued if it is unfinished.")]
+DatedFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="RUN",
+        help="Run folder; continued if it is unfinished. Without one: demur-runs/MODEL-DATE.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]

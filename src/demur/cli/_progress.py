@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -95,6 +96,7 @@ class ConsoleProgress:
         self._printed = self._logged = self._idle = clock()
         self._shown = False
         self._problem: str | None = None
+        self._log_told: Path | None = None
 
     @contextmanager
     def running(self) -> Iterator["ConsoleProgress"]:
@@ -123,6 +125,7 @@ class ConsoleProgress:
             self._begin(Stage(task, total, self._clock()))
             if not self._around:  # what counts steps is the library, which has claimed its folder
                 self.log.open_started()
+                self._tell_log()
 
     def advance(self, steps: int = 1) -> None:
         """Move the current stage on."""
@@ -203,8 +206,16 @@ class ConsoleProgress:
             self._finish()
             if sure:
                 self.log.open()
+                self._tell_log()
             if why is not None:
                 self._write(why)
+
+    def _tell_log(self) -> None:
+        """Say once where the log is, as soon as it is being written."""
+        path = self.log.written_to
+        if path is not None and path != self._log_told:
+            self._log_told = path
+            self._print(f"log: {path}")
 
     def _print(self, text: str, indent: str = "  ") -> None:
         self._printed, self._shown = self._clock(), True

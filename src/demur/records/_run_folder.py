@@ -52,8 +52,10 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
+            others = self.run.exists() and read_record(self.run, RunRecord).fingerprint != record.fingerprint
             raise RunFolderError(
-                f"another process is writing {self.path}. Wait for it, or give another folder with --out."
+                f"another process is writing {self.path}. Wait for it, or give another folder with --out.",
+                taken=others,
             ) from error
         try:
             self._check_owner(record)
@@ -77,7 +79,8 @@ class RunFolder:
             if others:
                 raise RunFolderError(
                     f"{self.path} is not empty and is no run folder (it holds {', '.join(others[:3])}). Give an "
-                    "empty or new folder with --out."
+                    "empty or new folder with --out.",
+                    taken=True,
                 )
             write_record(self.run, record)
             return
@@ -85,7 +88,8 @@ class RunFolder:
         if owner.fingerprint != record.fingerprint:
             raise RunFolderError(
                 f"{self.path} belongs to another run: {_difference(owner, record)}. Give another folder with --out, or "
-                "delete this one."
+                "delete this one.",
+                taken=True,
             )
 
     def read_summary(self) -> Summary:
