@@ -1,6 +1,7 @@
 """Progress is never silent for long, in a terminal or not, and leaves no thread behind."""
 
 import io
+import re
 import threading
 import time
 from itertools import pairwise
@@ -106,12 +107,12 @@ def test_a_blocked_stage_is_not_silent():
         began = time.monotonic()
         progress.start("thinking", 3)
         progress.advance()
-        time.sleep(1.1)
+        time.sleep(1.6)
         ended = time.monotonic()
     moments = [began, *(each for each in stream.times if each < ended), ended]
-    assert max(later - earlier for earlier, later in pairwise(moments)) < 0.5
+    assert max(later - earlier for earlier, later in pairwise(moments)) < 1.0
     assert "  thinking: still at 1 of 3 for 1 s" in stream.getvalue()
-    assert stream.getvalue().splitlines()[-1].startswith("  thinking: 1 in 1.")
+    assert stream.getvalue().splitlines()[-1].startswith("  thinking: 1 in ")
 
 
 def test_loading_and_the_time_between_stages_are_not_silent():
@@ -136,12 +137,12 @@ def test_a_quiet_stage_says_something_only_where_it_takes_long():
         with progress.working("reading prompts", quiet=True):
             time.sleep(0.3)
     assert stream.getvalue().splitlines()[0] == "  reading prompts: 0 s so far"
-    assert stream.getvalue().splitlines()[-1].startswith("  reading prompts: 0.3")
+    assert re.fullmatch(r"  reading prompts: \d\.\d s", stream.getvalue().splitlines()[-1])
 
 
 def test_what_is_called_while_loading_may_count():
     stream = Lines()
-    with progress_on(stream).running() as progress, progress.working("loading m"):
+    with progress_on(stream, clock=lambda: 0.0).running() as progress, progress.working("loading m"):
         progress.start("proving the layout", 2)
         progress.advance(2)
     lines = stream.getvalue().splitlines()
@@ -204,6 +205,17 @@ def test_a_terminal_gets_a_bar_and_lines_only_at_the_end():
     assert "still at" not in stream.getvalue()
 
 
+def test_a_terminal_is_not_silent_between_stages():
+    stream = Lines()
+    with progress_on(stream, terminal=True, beat=0.1).running() as progress:
+        progress.start("s", 4)
+        progress.start("t", 4)
+        with progress.working("loading m"):
+            pass
+        time.sleep(0.5)
+    assert stream.getvalue().count("at work for 0 s since the last stage") >= 2
+
+
 # The log ------------------------------------------------------------------------------------------------------------
 
 
@@ -223,9 +235,10 @@ def test_the_log_has_starts_ends_and_beats(tmp_path):
         progress.advance()
         time.sleep(0.25)
     lines = said(tmp_path / "run" / "log.txt")
-    assert lines[:4] == ["demur demo", "begins: loading m", "ended: loading m: 0.0 s", "begins: s (2)"]
+    assert [lines[0], lines[1], lines[3]] == ["demur demo", "begins: loading m", "begins: s (2)"]
+    assert lines[2].startswith("ended: loading m: 0.")
     assert len([line for line in lines[4:] if line.startswith("s: 1 of 2")]) >= 1
-    assert lines[-1].startswith("ended: s: 1 in 0.")
+    assert lines[-1].startswith("ended: s: 1 in ")
 
 
 def test_a_long_load_is_logged_before_the_folder_is_claimed(tmp_path):

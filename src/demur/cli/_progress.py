@@ -1,5 +1,6 @@
 """Progress on stderr and in a log file that is never silent for long, whatever blocks the command."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -237,14 +238,19 @@ class ConsoleProgress:
     def _next(self) -> float:
         """Seconds until there may be something to say."""
         with self._lock:
-            due = self._logged + self._log_beat
-            if not self._live:
-                due = min(due, self._printed + self._beat)
-            return max(0.02, due - self._clock())
+            due = min(self._logged + self._log_beat, self._line_due())
+            # Not for long, as a stage may end meanwhile, and what is due with it.
+            return min(max(0.02, due - self._clock()), self._beat / 4)
+
+    def _line_due(self) -> float:
+        """When a line is to be printed: in a terminal only where no bar is moving."""
+        if not self._live:
+            return self._printed + self._beat
+        return math.inf if self._stage is not None else max(self._printed, self._idle) + self._beat
 
     def _speak(self) -> None:
         now = self._clock()
-        if not self._live and now - self._printed >= self._beat:
+        if now >= self._line_due():
             self._print(self._line(now))
         if now - self._logged >= self._log_beat:
             self.log.open_new()  # also while loading: after so long somebody wants to see where it is
