@@ -39,7 +39,16 @@ class LayoutError(ModelError):
 
 
 class RunFolderError(InputError):
-    """A run folder that is unreadable, unwritable, incomplete, or belongs to another model or other prompts."""
+    """A run folder that is unreadable, unwritable, incomplete, or belongs to another model or other prompts.
+
+    Args:
+        message: what was wrong, what was given, what to type instead.
+        taken: whether the folder holds something else, so that another folder would do.
+    """
+
+    def __init__(self, message: str, *, taken: bool = False) -> None:
+        super().__init__(message)
+        self.taken = taken
 
 
 class JudgeError(DemurError):

@@ -192,7 +192,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp
             ({name: 0}, f"{name} is a number of at least 1; got 0.")
             for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "max_new_tokens")
         ),
-        ({"batch_size": -1}, "batch_size is a number of prompts, or 0 to measure it; got -1."),
+        ({"batch_size": -1}, "batch_size is a number of prompts, or 0 for one that suits the machine; got -1."),
         ({"lambdas": ()}, "lambdas are numbers from 0 to 1; got ()."),
         ({"lambdas": (0.5, 1.1)}, "lambdas are numbers from 0 to 1; got (0.5, 1.1)."),
         ({"lambdas": (float("nan"),)}, "lambdas are numbers from 0 to 1; got (nan,)."),

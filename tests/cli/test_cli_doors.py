@@ -147,7 +147,7 @@ def test_the_gate_is_the_exit_code(monkeypatch, tmp_path, decision, code):
     import demur.cli._commands as commands
 
     gate = None if decision is None else SimpleNamespace(decision=decision, reasons=("because",))
-    summary = SimpleNamespace(gate=gate, model_dump=lambda **_: {"gate": decision})
+    summary = SimpleNamespace(kind="evaluation", gate=gate, warnings=(), model_dump=lambda **_: {"gate": decision})
     monkeypatch.setattr(demur.calibration, "calibrate", lambda *_args, **_kwargs: summary)
     monkeypatch.setattr(commands, "load_model", lambda *_: None)
     monkeypatch.setattr(commands, "write_reports", lambda run: (run / "report.html", run / "report.md"))
@@ -181,7 +181,7 @@ def test_exit_codes_reach_the_shell(table, tmp_path):
         (["export", "run", "--format", "gguf", "--to", "x"], "Invalid value for '--format'"),
         (["export", "run", "--to", "x"], "Missing option '--format'"),
         (["export", "run", "--format", "merged", "--to", "x", "--force"], "No such option: --force"),
-        (["calibrate", "m"], "Missing option '--harmful'"),
+        (["audit", "m"], "Missing option '--harmful'"),
         (["report", "a", "b"], "unexpected extra argument"),
     ],
 )
@@ -286,7 +286,7 @@ def test_an_export_of_nothing(tmp_path):
         (["--margin", "2"], "margin is a share of at most 0.05, such as 0.02 for 2 points; got 2.0."),
         (["--layer-fraction", "80"], "layer_fraction is a share above 0 and up to 1, such as 0.8; got 80.0."),
         (["--gate-kl-limit", "0"], "gate_kl_limit is a number of nats above 0, such as 0.1; got 0.0."),
-        (["--batch-size", "-1"], "batch_size is a number of prompts, or 0 to measure it; got -1."),
+        (["--batch-size", "-1"], "batch_size is a number of prompts, or 0 for one that suits the machine; got -1."),
         (["--dtype", "int8"], "unknown dtype 'int8'; type one of: auto, "),
     ],
 )

@@ -29,7 +29,7 @@ def test_a_monitor_is_written_with_its_page(monitored):
     assert record == json.loads((out / "monitor.json").read_text())
     assert record["schema"] == "demur.monitor/1"
     assert {path.name for path in out.iterdir()} == {
-        "monitor.json", "monitor.safetensors", "monitor.html", "monitor.md",
+        "monitor.json", "monitor.safetensors", "monitor.html", "monitor.md", "log.txt",
     }  # fmt: skip
     suppressed = [each for each in record["evidence"]["rates"] if each["population"] == "suppressed"]
     assert {each["n"] for each in suppressed} == {10}

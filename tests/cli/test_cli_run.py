@@ -1,6 +1,8 @@
 """The main job from the command line: interrupted, continued, evaluated, reported, exported."""
 
 import json
+from datetime import datetime, timedelta
+from itertools import pairwise
 
 from cli_runs import SIZES, call, error_of, prompt_files
 
@@ -162,3 +164,45 @@ def test_select_reads_the_candidates_of_a_run(cli_run):
     card = summary["refusal_direction"]
     assert (found["position"], found["layer"]) == (card["position"], card["layer"])
     assert found["survivors"] == card["n_survivors"]
+
+
+def test_the_log_lists_the_stages_and_is_never_silent_for_long(cli_run):
+    lines = (cli_run.run / "log.txt").read_text().splitlines()
+    moments = [datetime.fromisoformat(line.partition("  ")[0]) for line in lines]
+    said = [line.partition("  ")[2] for line in lines]
+    calls = [number for number, line in enumerate(said) if line.startswith("demur ") and " calibrate " in line]
+    assert len(calls) >= 2  # it was interrupted, and called again
+    assert "stopped: KeyboardInterrupt" in said[: calls[1]]
+    for start, end in zip(calls, [*calls[1:], len(lines)], strict=True):
+        gaps = [later - earlier for earlier, later in pairwise(moments[start:end])]
+        assert max(gaps) < timedelta(seconds=30)
+    whole = said[calls[1] :]
+    for stage in ("reading options and prompts", f"loading {TOY_MODEL}"):
+        assert f"begins: {stage}" in whole
+    for stage in ("scoring refusal directions", "answering test prompts with the base model"):
+        assert any(line.startswith(f"begins: {stage} (") for line in whole), stage
+        assert any(line.startswith(f"ended: {stage}: ") for line in whole), stage
+    assert f"decision: {json.loads(cli_run.finished.out)['gate']['decision']}" in whole
+
+
+def test_the_log_holds_no_text_of_prompts_or_answers(cli_run):
+    log = (cli_run.run / "log.txt").read_text()
+    rows = [json.loads(line) for line in (cli_run.run / "completions.jsonl").read_text().splitlines()]
+    texts = {row[name] for row in rows for name in ("prompt", "completion") if row[name]}
+    assert not [text for text in texts if len(text) > 12 and text in log]
+
+
+def test_what_comes_next_is_a_command(cli_run):
+    decision = json.loads(cli_run.finished.out)["gate"]["decision"]
+    expected = {
+        "pass": f"demur export {cli_run.run} --format adapter --to {cli_run.run}-adapter",
+        "fail": f"demur report {cli_run.run}",
+        "inconclusive": f"demur power --margin 0.05 --n {SIZES['test']}",
+    }[decision]
+    assert cli_run.finished.err.splitlines()[-1].endswith(expected)
+    if decision != "pass":
+        assert call(*expected.split()[1:]).code == 0
+
+
+def test_prompts_of_ones_own_are_no_first_look(cli_run):
+    assert not [each for each in json.loads(cli_run.finished.out)["warnings"] if "first look" in each]

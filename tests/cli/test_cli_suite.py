@@ -139,7 +139,9 @@ def test_files(quick, suite, tmp_path):
     junit, out = tmp_path / "ci" / "junit.xml", tmp_path / "out"
     called = call("test", TOY_MODEL, suite(PASSES, FAILS, DOUBT, SKIPS), "--junit", junit, "--out", out)
     assert f"report: {out / 'suite.html'}" in called.out.splitlines()
-    assert {path.name for path in out.iterdir()} == {"suite.json", "suite.html", "suite.md", "answers.jsonl"}
+    assert {path.name for path in out.iterdir()} == {
+        "suite.json", "suite.html", "suite.md", "answers.jsonl", "log.txt",
+    }  # fmt: skip
     root = ElementTree.parse(junit).getroot()
     assert root.attrib == {"tests": "4", "failures": "2", "errors": "0", "skipped": "1"}
     cases = {case.get("name"): case for case in root.iter("testcase")}

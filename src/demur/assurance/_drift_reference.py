@@ -21,6 +21,7 @@ from demur.records import (
     JsonLines,
     Place,
     canonical_json,
+    other_files,
     read_record,
     write_record,
 )
@@ -267,7 +268,7 @@ class DriftFolder:
                     "rendering). Give another folder with --out."
                 )
             return
-        if self.path.is_dir() and any(not each.name.startswith(".") for each in self.path.iterdir()):
+        if other_files(self.path):
             raise RunFolderError(
                 f"{self.path} is not empty and holds no drift. Give an empty or new folder with --out."
             )

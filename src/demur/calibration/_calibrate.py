@@ -10,6 +10,7 @@ from demur.activations import stream_at
 from demur.calibration._batch_size import with_batch_size
 from demur.calibration._diagnostics import leakage_warnings, measured_twice, stability
 from demur.calibration._false_refusal_direction import Calibrated, NoOperatingPointError, find_operating_point
+from demur.calibration._first_look import first_look_warnings
 from demur.calibration._mechanism import measure_mechanism
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._refusal_direction import RefusalDirection, find_refusal_direction
@@ -164,7 +165,7 @@ def _measure(
     sampled = sample(study.runner, study.prompts, intervention, settings)
     _write_projections(study, refusal, intervention)
     more = measured_twice(study.runner, study.prompts, intervention, settings, token_ids=study.token_ids)
-    study.warnings.extend(leakage_warnings(more["leakage"]))
+    study.warnings.extend([*first_look_warnings(study.prompts), *leakage_warnings(more["leakage"])])
     study.warnings.extend(wavering_warnings(metrics))
     return Summary(
         kind="calibration",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from demur.calibration._batch_size import with_batch_size
 from demur.calibration._calibrate import LABELS, own_folder
+from demur.calibration._first_look import first_look_warnings
 from demur.calibration._methods import METHODS, Method, build_method
 from demur.calibration._methods_choice import Ingredients
 from demur.calibration._records import judge_identity, provenance, rendering, run_record
@@ -119,7 +120,7 @@ def compare_methods(
             settings=recorded,
             rows=with_adjusted_p_values(rows),
             skipped=skipped,
-            warnings=tuple(study.warnings),
+            warnings=(*first_look_warnings(prompts), *study.warnings),
             provenance=provenance(chat, seed=settings.seed),
         )
         write_record(table_path, table)

@@ -16,6 +16,7 @@ from demur.calibration._calibrate import (
     wavering_warnings,
 )
 from demur.calibration._diagnostics import leakage_warnings, measured_twice
+from demur.calibration._first_look import first_look_warnings
 from demur.calibration._records import judge_identity, layout_summary, provenance, rendering, run_record
 from demur.calibration._search_space import intervention_of
 from demur.calibration._settings import CalibrationSettings
@@ -123,7 +124,7 @@ def evaluate(
             sampled=sampled,
             gate=gate,
             **more,
-            warnings=(*leakage_warnings(more["leakage"]), *wavering_warnings(metrics)),
+            warnings=(*first_look_warnings(prompts), *leakage_warnings(more["leakage"]), *wavering_warnings(metrics)),
             provenance=provenance(chat, seed=settings.seed),
         )
         write_record(folder.summary, summary)

@@ -51,7 +51,8 @@ class CalibrationSettings:
     max_new_tokens: int = 128
     """Longest answer that is generated and judged."""
     batch_size: int = 0
-    """Prompts generated together; 0 measures which size is fastest on this machine, and keeps it in the run folder."""
+    """Prompts generated together; 0 takes the size that suits device, memory and model, and keeps it in the run
+    folder."""
     seed: int = 0
     """Of the random control directions and of bootstrap intervals."""
     refusal_tokens: tuple[int, ...] | None = None
@@ -79,7 +80,7 @@ class CalibrationSettings:
         # All limits are checked here, not where they are used, which may be hours later.
         shares = [0 <= value <= 1 for value in self.lambdas]
         for name, usable, words in (
-            ("batch_size", self.batch_size >= 0, "is a number of prompts, or 0 to measure it"),
+            ("batch_size", self.batch_size >= 0, "is a number of prompts, or 0 for one that suits the machine"),
             ("lambdas", bool(shares) and all(shares), "are numbers from 0 to 1"),
             (
                 "margin",

@@ -8,7 +8,9 @@ import typer
 
 from demur.cli._audit_extras import Base, Other, SuffixFile, audit_extras
 from demur.cli._console import Out
+from demur.cli._defaults import in_run_folder
 from demur.cli._options import (
+    DatedFolder,
     Device,
     Dtype,
     Harmful,
@@ -20,7 +22,6 @@ from demur.cli._options import (
     Leakage,
     ModelName,
     NearDuplicates,
-    OutFolder,
     PromptRemedy,
     RemoteCode,
     Repeats,
@@ -40,7 +41,6 @@ from demur.cli._options import (
     near_duplicates as threshold,
 )
 from demur.records import Audit
-from demur.reports import write_pages
 
 _MARKS = {"severe": "bold red", "high": "red", "moderate": "yellow", "low": "dim", "held": "green"}
 
@@ -50,7 +50,7 @@ def audit(
     model: ModelName,
     harmful: Harmful,
     harmless: Harmless,
-    folder: OutFolder,
+    folder: DatedFolder = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Calibration that gives the refusal direction; else it is found here.")
     ] = None,
@@ -92,38 +92,40 @@ def audit(
     as_json: Json = False,
 ) -> int:
     """Attack a model's refusal in memory: ablation, trained directions, doses, conditions, fine-tuning. Counts only."""
-    from demur.assurance import AuditSettings, sections_of
-    from demur.assurance import audit as run_audit
-    from demur.prompts import load_prompt_sets
-
-    given: dict[str, Any] = {
-        "ranks": None if ranks is None else numbers(ranks, "--ranks", int),
-        "n_test": n_test,
-        "n_curve": n_curve,
-        "learning_steps": learning_steps,
-        "restarts": restarts,
-        "tuning_steps": tuning_steps,
-        "tuning_learning_rate": tuning_learning_rate,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    settings = AuditSettings.quick(**chosen) if quick else AuditSettings(**chosen)
-    sections = sections_of(only)
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        near_duplicates=threshold(near_duplicates),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    variants = load_variants(variant)
-    judging = load_judge(judge, rubric, judge_option, judge_cache)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    with out.progress().running() as progress:
+    with out.progress(folder) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.assurance import AuditSettings, sections_of
+            from demur.assurance import audit as run_audit
+            from demur.prompts import load_prompt_sets
+
+            given: dict[str, Any] = {
+                "ranks": None if ranks is None else numbers(ranks, "--ranks", int),
+                "n_test": n_test,
+                "n_curve": n_curve,
+                "learning_steps": learning_steps,
+                "restarts": restarts,
+                "tuning_steps": tuning_steps,
+                "tuning_learning_rate": tuning_learning_rate,
+                "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size,
+                "seed": seed,
+            }
+            chosen = {name: value for name, value in given.items() if value is not None}
+            settings = AuditSettings.quick(**chosen) if quick else AuditSettings(**chosen)
+            sections = sections_of(only)
+            prompts = load_prompt_sets(
+                harmful=harmful,
+                harmless=harmless,
+                near_duplicates=threshold(near_duplicates),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            variants = load_variants(variant)
+            judging = load_judge(judge, rubric, judge_option, judge_cache)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
         extras = audit_extras(
             chat,
             prompts,
@@ -138,21 +140,24 @@ def audit(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-        record = run_audit(
-            chat,
-            prompts,
-            out=folder,
-            run=run,
-            settings=settings,
-            sections=sections,
-            variants=variants,
-            judge=judging,
-            progress=progress,
-            **extras,
-        )
+
+        def attempt(folder: Path) -> Audit:
+            return run_audit(
+                chat,
+                prompts,
+                out=folder,
+                run=run,
+                settings=settings,
+                sections=sections,
+                variants=variants,
+                judge=judging,
+                progress=progress,
+                **extras,
+            )
+
+        folder, record = in_run_folder(folder, model, "audit", out, attempt)
     _show(out, record)
-    for html, _ in write_pages(folder):
-        out.say(f"report: {html}")
+    out.pages(folder)
     out.json(record.model_dump(mode="json", by_alias=True))
     return 0
 
@@ -165,3 +170,5 @@ def _show(out: Out, record: Audit) -> None:
         out.say(f"         {finding.evidence}")
     for warning in record.warnings:
         out.say(f"warning: {warning}")
+    findings = [f"{finding.severity}: {finding.title}" for finding in record.findings]
+    out.decided(f"{len(findings)} findings", findings, record.warnings)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from demur.cli._suffixes import read_suffixes
-from demur.types import Progress, PromptLabel
+from demur.types import PromptLabel
 
 if TYPE_CHECKING:
     from demur.assurance import AuditSettings
+    from demur.cli._progress import ConsoleProgress
     from demur.evaluation import Judge
     from demur.models import ChatModel
     from demur.prompts import PromptSet
@@ -43,7 +44,7 @@ def audit_extras(
     dtype: str,
     device: str,
     trust_remote_code: bool,
-    progress: Progress,
+    progress: "ConsoleProgress",
 ) -> dict[str, Any]:
     """The arguments `suffixes`, `base` and `transfer` of an audit, as far as they were asked for."""
     from demur.assurance import PairSettings, SuffixSettings, analyse_suffixes, compare_base, directions_of, transfer
@@ -67,18 +68,20 @@ def audit_extras(
             chat, prompts, directions, suffixes=texts, settings=told, judge=judge, progress=progress
         )
     if base is not None:
-        model = load_base_model(base, chat, **loading)
+        with progress.working(f"loading {base}"):
+            model = load_base_model(base, chat, **loading)
         found["base"] = compare_base(chat, model, prompts, directions, settings=pair, progress=progress)
         del model
     if other is not None:
         template = chat.template
-        model = load_chat_model(
-            other,
-            system=template.system,
-            template_options=template.options,
-            response_prefix=template.response_prefix,
-            **loading,
-        )
+        with progress.working(f"loading {other}"):
+            model = load_chat_model(
+                other,
+                system=template.system,
+                template_options=template.options,
+                response_prefix=template.response_prefix,
+                **loading,
+            )
         found["transfer"] = transfer(
             model,
             chat,

@@ -53,15 +53,17 @@ def capability(
     as_json: Json = False,
 ) -> int:
     """Measure what the model can do; with --run, before and after its operating point, sample by sample."""
-    from demur.calibration import load_operating_point
-    from demur.capability import measure_capability
-
     out = Out(as_json=as_json)
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    intervention = None if run is None else load_operating_point(chat, RunFolder(run))[0]
-    with out.progress().running() as progress:
+    with out.progress(log=None if to is None else to.with_suffix(".log.txt")) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.calibration import load_operating_point
+            from demur.capability import measure_capability
+
+            names = [name.strip() for name in tasks.split(",") if name.strip()]
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
+        intervention = None if run is None else load_operating_point(chat, RunFolder(run))[0]
         record = measure_capability(
             chat,
             names,

@@ -11,16 +11,14 @@ from typing import Annotated
 import typer
 
 from demur.cli._console import Out
-from demur.cli._helpers import helped, usable_cores
+from demur.cli._defaults import in_run_folder, next_lines, prompt_sources
 from demur.cli._options import (
     EXIT_CODES,
     BatchSize,
-    Borderline,
+    DatedFolder,
     Device,
     Dtype,
     GateKl,
-    Harmful,
-    Harmless,
     Json,
     JudgeSettings,
     JudgeSpec,
@@ -29,7 +27,9 @@ from demur.cli._options import (
     MaxNewTokens,
     ModelName,
     NearDuplicates,
-    OutFolder,
+    OptionalBorderline,
+    OptionalHarmful,
+    OptionalHarmless,
     Pressure,
     PromptRemedy,
     RemoteCode,
@@ -61,11 +61,15 @@ class Format(StrEnum):
     merged = "merged"
 
 
-def _finish(out: Out, summary: Summary, run: Path) -> int:
+def finish(out: Out, summary: Summary, run: Path) -> int:
     """Report, table, JSON and exit code of a measured run."""
-    html, _ = write_reports(run)
+    with out.working("writing the report", quiet=True):
+        html, _ = write_reports(run)
     out.summary(summary)
     out.say(f"report: {html}")
+    if summary.kind == "calibration":
+        for line in next_lines(summary, run):
+            out.say(line)
     out.json(summary.model_dump(mode="json", by_alias=True))
     return EXIT_CODES[summary.gate.decision] if summary.gate is not None else 0
 
@@ -73,10 +77,10 @@ def _finish(out: Out, summary: Summary, run: Path) -> int:
 @app.command()
 def calibrate(
     model: ModelName,
-    harmful: Harmful,
-    harmless: Harmless,
-    borderline: Borderline,
-    run: OutFolder,
+    harmful: OptionalHarmful = None,
+    harmless: OptionalHarmless = None,
+    borderline: OptionalBorderline = None,
+    run: DatedFolder = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -107,54 +111,62 @@ def calibrate(
     as_json: Json = False,
 ) -> int:
     """Find both directions, choose an operating point, measure it on test prompts, decide the gate."""
-    from demur.calibration import CalibrationSettings
-    from demur.calibration import calibrate as run_calibration
-    from demur.prompts import load_prompt_sets
-
-    defaults = CalibrationSettings()
-    tokens = None if refusal_tokens is None else numbers(refusal_tokens, "--refusal-tokens", int)
-    settings = CalibrationSettings(
-        kl_limit=kl_limit,
-        induce_minimum=induce_minimum,
-        layer_fraction=layer_fraction,
-        margin=margin,
-        gate_kl_limit=gate_kl_limit,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        refusal_tokens=tokens,
-        pressure=pressure,
-        search=search,
-        trials=trials,
-        lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
-    )
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        borderline=borderline,
-        near_duplicates=near_duplicates(near),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    variants = load_variants(variant)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    verdicts = load_judge(judge, rubric, judge_option, judgements(run))
-    with out.progress().running() as progress:
-        summary = run_calibration(
-            chat, prompts, out=run, variants=variants, settings=settings, judge=verdicts, progress=progress
+    with out.progress(run) as progress:
+        sources = prompt_sources(harmful, harmless, borderline)
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.calibration import CalibrationSettings
+            from demur.calibration import calibrate as run_calibration
+            from demur.prompts import load_prompt_sets
+
+            defaults = CalibrationSettings()
+            tokens = None if refusal_tokens is None else numbers(refusal_tokens, "--refusal-tokens", int)
+            settings = CalibrationSettings(
+                kl_limit=kl_limit,
+                induce_minimum=induce_minimum,
+                layer_fraction=layer_fraction,
+                margin=margin,
+                gate_kl_limit=gate_kl_limit,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seed=seed,
+                refusal_tokens=tokens,
+                pressure=pressure,
+                search=search,
+                trials=trials,
+                lambdas=defaults.lambdas if lambdas is None else numbers(lambdas, "--lambdas", float),
+            )
+            prompts = load_prompt_sets(
+                harmful=sources[0],
+                harmless=sources[1],
+                borderline=sources[2],
+                near_duplicates=near_duplicates(near),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            variants = load_variants(variant)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
         )
-    return _finish(out, summary, run)
+
+        def attempt(folder: Path) -> Summary:
+            with progress.working("loading the judge", quiet=True):
+                verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
+            return run_calibration(
+                chat, prompts, out=folder, variants=variants, settings=settings, judge=verdicts, progress=progress
+            )
+
+        run, summary = in_run_folder(run, model, "calibrate", out, attempt)
+    return finish(out, summary, run)
 
 
 @app.command()
 def evaluate(
     model: ModelName,
-    harmful: Harmful,
-    harmless: Harmless,
-    borderline: Borderline,
-    folder: OutFolder,
+    harmful: OptionalHarmful = None,
+    harmless: OptionalHarmless = None,
+    borderline: OptionalBorderline = None,
+    folder: DatedFolder = None,
     run: Annotated[Path | None, typer.Option("--run", help="Calibration whose operating point is applied.")] = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -178,36 +190,51 @@ def evaluate(
     as_json: Json = False,
 ) -> int:
     """Measure a model on test prompts without choosing anything; with --run, before and after its operating point."""
-    from demur.calibration import CalibrationSettings
-    from demur.calibration import evaluate as run_evaluation
-    from demur.prompts import TESTED, load_prompt_sets
-
-    settings = CalibrationSettings(
-        margin=margin,
-        gate_kl_limit=gate_kl_limit,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        pressure=pressure,
-    )
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        borderline=borderline,
-        minimum=TESTED,
-        near_duplicates=near_duplicates(near),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    variants = load_variants(variant)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
-    with out.progress().running() as progress:
-        summary = run_evaluation(
-            chat, prompts, out=folder, run=run, variants=variants, settings=settings, judge=verdicts, progress=progress
+    with out.progress(folder) as progress:
+        sources = prompt_sources(harmful, harmless, borderline)
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.calibration import CalibrationSettings
+            from demur.calibration import evaluate as run_evaluation
+            from demur.prompts import TESTED, load_prompt_sets
+
+            settings = CalibrationSettings(
+                margin=margin,
+                gate_kl_limit=gate_kl_limit,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                pressure=pressure,
+            )
+            prompts = load_prompt_sets(
+                harmful=sources[0],
+                harmless=sources[1],
+                borderline=sources[2],
+                minimum=TESTED,
+                near_duplicates=near_duplicates(near),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            variants = load_variants(variant)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
         )
-    return _finish(out, summary, folder)
+
+        def attempt(folder: Path) -> Summary:
+            with progress.working("loading the judge", quiet=True):
+                verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
+            return run_evaluation(
+                chat,
+                prompts,
+                out=folder,
+                run=run,
+                variants=variants,
+                settings=settings,
+                judge=verdicts,
+                progress=progress,
+            )
+
+        folder, summary = in_run_folder(folder, model, "evaluate", out, attempt)
+    return finish(out, summary, folder)
 
 
 @app.command()
@@ -222,8 +249,6 @@ def export(
     as_json: Json = False,
 ) -> int:
     """Write the calibrated model, if its gate passed, and check it after reloading."""
-    from demur.calibration import export as run_export
-
     out = Out(as_json=as_json)
     folder = RunFolder(run)
     layout = folder.read_summary().layout if folder.summary.exists() else None
@@ -233,7 +258,10 @@ def export(
             f"the same as removing it at run time (logits differ by up to {layout.fold_difference:.2g}). What was "
             "measured, and what the gate decided on, is the exported form."
         )
-    record = run_export(run, form=form.value, to=to, low_memory=low_memory)
+    with out.working(f"exporting the {form.value}", quiet=True):
+        from demur.calibration import export as run_export
+
+        record = run_export(run, form=form.value, to=to, low_memory=low_memory)
     check = "Not reloaded."
     if record.logit_difference is not None:
         check = (
@@ -259,16 +287,22 @@ def inspect(
 ) -> int:
     """List and prove every writer of the residual stream; say how exact an edit of the weights is."""
     from demur.errors import LayoutError
-    from demur.interventions import inspect_model
     from demur.records import Inspection
 
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    try:
-        chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-        inspection = inspect_model(chat)
-    except LayoutError as error:
-        inspection = Inspection(model=model, architecture="", dtype=dtype, verdict="not_supported", reason=str(error))
+    with out.progress() as progress:
+        try:
+            chat = load_model(
+                model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+            )
+            with progress.working("comparing hooks with folded weights", quiet=True):
+                from demur.interventions import inspect_model
+
+                inspection = inspect_model(chat)
+        except LayoutError as error:
+            inspection = Inspection(
+                model=model, architecture="", dtype=dtype, verdict="not_supported", reason=str(error)
+            )
     out.inspection(inspection)
     out.json(inspection.model_dump(mode="json", by_alias=True))
     return LayoutError.exit_code if inspection.verdict == "not_supported" else 0
@@ -281,8 +315,9 @@ def report(
 ) -> int:
     """Rebuild the report, as HTML and as markdown, from the records; loads no model."""
     out = Out(as_json=as_json)
-    pages = write_pages(run)
-    html, markdown = pages[0] if pages and not RunFolder(run).summary.exists() else write_reports(run)
+    with out.working("writing the report", quiet=True):
+        pages = write_pages(run)
+        html, markdown = pages[0] if pages and not RunFolder(run).summary.exists() else write_reports(run)
     for each in dict.fromkeys((html, *(page for page, _ in pages))):
         out.say(f"report: {each}")
     out.json({"html": str(html), "markdown": str(markdown)})
@@ -327,36 +362,3 @@ def select(
         }
     )
     return 0
-
-
-@app.command()
-def demo(
-    run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")] = Path("demur-demo"),
-    processes: Annotated[int, typer.Option(help="Processes that share the work; 0: one for each core, up to 4.")] = 0,
-    as_json: Json = False,
-) -> int:
-    """The whole main job on the shipped toy chat model: find, calibrate, prove, export, report."""
-    helpers = (processes or min(4, usable_cores())) - 1
-    with helped(0 if RunFolder(run).summary.exists() else helpers, ["demo", "--out", str(run)]):
-        import torch
-
-        from demur.calibration import calibrate as run_calibration
-        from demur.models import world
-        from demur.testing import load_toy_chat_model, toy_prompt_sets, toy_settings
-
-        # The toy is all overhead: a second thread saves little, and waits long where other programs run.
-        torch.set_num_threads(1)
-        out = Out(as_json=as_json)
-        chat = load_toy_chat_model()
-        with out.progress().running() as progress:
-            summary = run_calibration(chat, toy_prompt_sets(), out=run, settings=toy_settings(), progress=progress)
-        if not world().is_first:
-            return 0
-    from demur.calibration import export as run_export
-
-    if summary.gate is not None and summary.gate.decision == "pass":
-        adapter = run.with_name(run.name + "-adapter")
-        if not adapter.exists():
-            run_export(run, form="adapter", to=adapter, chat=chat)
-        out.say(f"adapter: {adapter}")
-    return _finish(out, summary, run)

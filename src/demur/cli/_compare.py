@@ -10,12 +10,11 @@ from rich.markup import escape
 from rich.table import Table as ConsoleTable
 
 from demur.cli._console import Out
+from demur.cli._defaults import in_run_folder, prompt_sources
 from demur.cli._options import (
-    Borderline,
+    DatedFolder,
     Device,
     Dtype,
-    Harmful,
-    Harmless,
     Json,
     JudgeCache,
     JudgeSettings,
@@ -23,7 +22,9 @@ from demur.cli._options import (
     Leakage,
     ModelName,
     NearDuplicates,
-    OutFolder,
+    OptionalBorderline,
+    OptionalHarmful,
+    OptionalHarmless,
     PromptRemedy,
     RemoteCode,
     Repeats,
@@ -44,10 +45,10 @@ from demur.reports import Table, methods_tables, write_methods_report
 @app.command("compare-methods")
 def compare_methods(
     model: ModelName,
-    harmful: Harmful,
-    harmless: Harmless,
-    borderline: Borderline,
-    folder: OutFolder,
+    harmful: OptionalHarmful = None,
+    harmless: OptionalHarmless = None,
+    borderline: OptionalBorderline = None,
+    folder: DatedFolder = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Calibration of this model; without one demur calibrates here.")
     ] = None,
@@ -77,41 +78,50 @@ def compare_methods(
     as_json: Json = False,
 ) -> int:
     """Compare methods against false refusals: prompts, steering, decoding, demur. Same prompts, same judge, paired."""
-    from demur.calibration import CalibrationSettings, method_names, settings_of
-    from demur.calibration import compare_methods as run_comparison
-    from demur.prompts import load_prompt_sets
-    from demur.records import RunFolder
-
-    given: dict[str, Any] = {
-        "margin": margin,
-        "gate_kl_limit": gate_kl_limit,
-        "kl_limit": kl_limit,
-        "induce_minimum": induce_minimum,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-    }
-    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    method_names(names)  # a typo is told before a model is loaded
-    settings = CalibrationSettings() if run is None else settings_of(RunFolder(run))
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        borderline=borderline,
-        near_duplicates=threshold(near_duplicates),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    judging = load_judge(judge, rubric, judge_option, judge_cache)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    with out.progress().running() as progress:
-        table = run_comparison(
-            chat, prompts, out=folder, run=run, settings=settings, judge=judging, methods=names, progress=progress
+    with out.progress(folder) as progress:
+        sources = prompt_sources(harmful, harmless, borderline)
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.calibration import CalibrationSettings, method_names, settings_of
+            from demur.calibration import compare_methods as run_comparison
+            from demur.prompts import load_prompt_sets
+            from demur.records import RunFolder
+
+            given: dict[str, Any] = {
+                "margin": margin,
+                "gate_kl_limit": gate_kl_limit,
+                "kl_limit": kl_limit,
+                "induce_minimum": induce_minimum,
+                "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size,
+            }
+            names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+            method_names(names)  # a typo is told before a model is loaded
+            settings = CalibrationSettings() if run is None else settings_of(RunFolder(run))
+            settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+            prompts = load_prompt_sets(
+                harmful=sources[0],
+                harmless=sources[1],
+                borderline=sources[2],
+                near_duplicates=threshold(near_duplicates),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            judging = load_judge(judge, rubric, judge_option, judge_cache)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
         )
+
+        def attempt(folder: Path) -> MethodsTable:
+            return run_comparison(
+                chat, prompts, out=folder, run=run, settings=settings, judge=judging, methods=names, progress=progress
+            )
+
+        folder, table = in_run_folder(folder, model, "compare-methods", out, attempt)
     _show(out, table)
-    out.say(f"report: {write_methods_report(folder)}")
+    with out.working("writing the report", quiet=True):
+        page = write_methods_report(folder)
+    out.say(f"report: {page}")
     out.json(table.model_dump(mode="json", by_alias=True))
     return 0
 
@@ -127,6 +137,7 @@ def _show(out: Out, table: MethodsTable) -> None:
         out.say(f"{name}: {what} [{said}]")
     for warning in table.warnings:
         out.say(f"warning: {warning}")
+    out.decided("none, a comparison", (), table.warnings)
     for skipped, reason in table.skipped.items():
         out.say(f"{skipped} was not measured: {reason}")
 

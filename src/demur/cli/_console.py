@@ -1,95 +1,28 @@
 """What a person sees: progress, tables and errors on stderr; results on stdout."""
 
 import json
+import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Task as RichTask
 from rich.table import Table
-from rich.text import Text
 
+from demur.cli._log import RunLog, command_line
+from demur.cli._progress import ConsoleProgress, StderrConsole
 from demur.records import Inspection, JudgeQuality, Summary
-from demur.reports import summary_table
+from demur.reports import summary_table, write_pages
 from demur.types import Verdict
 
+WORDS: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
+"""The command line that is being run, for its log."""
 _DECISION_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
-
-
-class _RateColumn(TextColumn):
-    """Steps per second."""
-
-    def render(self, task: RichTask) -> Text:
-        """The rate, once there is one."""
-        return Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-
-class ConsoleProgress:
-    """Draws one bar per task with rate and time left; a plain line per task where stderr is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _RateColumn(""),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-        self._name = ""
-        self._note = ""
-        self._started = 0.0
-        self._steps = 0
-
-    @contextmanager
-    def running(self) -> Iterator["ConsoleProgress"]:
-        """Show bars while the context is open."""
-        if self._live:
-            self._bars.start()
-        try:
-            yield self
-        finally:
-            self._finish()
-            if self._live:
-                self._bars.stop()
-
-    def start(self, task: str, total: int) -> None:
-        """A new task; the one before it is done and gets its line."""
-        self._finish()
-        self._name, self._note, self._started, self._steps = task, "", time.monotonic(), 0
-        if self._live:
-            self._task = self._bars.add_task(escape(task), total=total)
-
-    def advance(self, steps: int = 1) -> None:
-        """Move the current bar."""
-        self._steps += steps
-        if self._live and self._task is not None:
-            self._bars.advance(self._task, steps)
-
-    def note(self, text: str) -> None:
-        """Put a few words beside the bar, and in the end on the task's line."""
-        self._note = text
-        if self._live and self._task is not None:
-            self._bars.update(self._task, description=escape(f"{self._name} ({text})" if text else self._name))
-
-    def _finish(self) -> None:
-        if not self._name:
-            return
-        seconds = time.monotonic() - self._started
-        if self._live and self._task is not None:
-            self._bars.remove_task(self._task)
-        note = f" ({escape(self._note)})" if self._note else ""
-        self._console.print(f"  {escape(self._name)}: {self._steps} in {seconds:.1f} s{note}", highlight=False)
-        self._name = ""
 
 
 class Out:
@@ -97,8 +30,10 @@ class Out:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.errors = Console(stderr=True)
+        self.errors = StderrConsole()
         self.results = Console(stderr=as_json)
+        self.log = RunLog()
+        self._progress: ConsoleProgress | None = None
 
     def json(self, value: Any) -> None:
         """The one JSON document of this command."""
@@ -111,11 +46,65 @@ class Out:
 
     def note(self, text: str) -> None:
         """A line for people about what is going on."""
+        if self._progress is not None:
+            self._progress.tell(text)
+            return
         self.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.log.write(text)
 
-    def progress(self) -> ConsoleProgress:
-        """A progress display on stderr."""
-        return ConsoleProgress(self.errors)
+    @contextmanager
+    def progress(self, folder: Path | None = None, *, log: Path | None = None) -> Iterator[ConsoleProgress]:
+        """A progress display on stderr while the context is open, and in the log of the command's folder.
+
+        Args:
+            folder: gets `log.txt`, where the command has a folder and this is the process that writes it.
+            log: the log's file, where the command has no folder.
+        """
+        if log is not None:
+            self.log.attach_file(log)
+        else:
+            self.log_into(folder)
+        self.log.write(f"demur {version('demur')}: {command_line(WORDS.get())}")
+        with self._running() as progress:
+            yield progress
+
+    def log_into(self, folder: Path | None) -> None:
+        """Keep the log in this folder, if this is the process that writes it."""
+        if os.environ.get("RANK", "0") == "0":
+            self.log.attach(folder)
+
+    @contextmanager
+    def working(self, text: str, *, quiet: bool = False) -> Iterator[None]:
+        """Something that takes a while, while the context is open; inside `progress` or not."""
+        with self._running() as progress, progress.working(text, quiet=quiet):
+            yield
+
+    @contextmanager
+    def _running(self) -> Iterator[ConsoleProgress]:
+        if self._progress is not None:
+            yield self._progress
+            return
+        with ConsoleProgress(self.errors, self.log).running() as progress:
+            self._progress = progress
+            try:
+                yield progress
+            finally:
+                self._progress = None
+
+    def pages(self, folder: Path, *, only: str | None = None, word: str = "report") -> None:
+        """Write the pages of a folder's records, and say where they are; `only` says one of them."""
+        with self.working("writing the report", quiet=True):
+            pages = write_pages(folder)
+        for html in (html for html, _ in pages if only in (None, html.stem)):
+            self.say(f"{word}: {html}")
+
+    def decided(self, decision: str, reasons: Sequence[str] = (), warnings: Sequence[str] = ()) -> None:
+        """Keep in the log how it came out."""
+        for warning in warnings:
+            self.log.write(f"warning: {warning}")
+        self.log.write(f"decision: {decision}")
+        for reason in reasons:
+            self.log.write(f"  - {reason}")
 
     def judge_quality(self, quality: JudgeQuality) -> None:
         """Confusion matrix, and agreement in all and per model."""
@@ -160,6 +149,8 @@ class Out:
             cells: Sequence[Any] = (row.before, row.after, row.difference)
             table.add_row(escape(row.measure), *("-" if cell is None else escape(str(cell)) for cell in cells))
         self.results.print(table)
+        gate = summary.gate
+        self.decided("none" if gate is None else gate.decision, () if gate is None else gate.reasons, summary.warnings)
         if summary.gate is not None:
             decision = summary.gate.decision
             self.results.print(f"gate: [{_DECISION_STYLES[decision]}]{decision}[/]")

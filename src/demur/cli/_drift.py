@@ -36,7 +36,7 @@ from demur.cli._options import (
 from demur.cli._options import near_duplicates as threshold
 from demur.errors import InputError
 from demur.records import DriftRecord
-from demur.reports import drift_reasons, drift_table, drift_verdict, write_pages
+from demur.reports import drift_reasons, drift_table, drift_verdict
 
 if TYPE_CHECKING:
     from demur.models import ChatModel
@@ -96,40 +96,44 @@ def drift(
     as_json: Json = False,
 ) -> int:
     """Compare checkpoints with the first one and raise an alarm where refusal erodes; exit code 100 if it does."""
-    from demur.assurance import DriftSettings
-    from demur.assurance import drift as run_drift
-    from demur.prompts import PromptSet, load_prompt_sets
-    from demur.records import DriftRule
-    from demur.types import PromptLabel
-
-    settings = DriftSettings(
-        n_probes=probes,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        behaviour=behaviour,
-        reselect=reselect,
-        rule=DriftRule(false_alarm_rate=false_alarms, gap_kept=gap_kept, score_kept=score_kept, auroc_loss=auroc_loss),
-    )
-    prompts: dict[PromptLabel, PromptSet] = {}
-    if harmful is not None and harmless is not None:
-        prompts = load_prompt_sets(
-            harmful=harmful,
-            harmless=harmless,
-            borderline=borderline,
-            near_duplicates=threshold(near_duplicates),
-            leakage=leakage.value,
-            repeats=repeats.value,
-        )
-    elif (harmful, harmless, borderline) != (None, None, None):
-        raise InputError("prompts are measured together: give both --harmful and --harmless, or none of them.")
     out = Out(as_json=as_json)
+    with out.progress(folder) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.assurance import DriftSettings
+            from demur.assurance import drift as run_drift
+            from demur.prompts import PromptSet, load_prompt_sets
+            from demur.records import DriftRule
+            from demur.types import PromptLabel
 
-    def load(name: str) -> "ChatModel":
-        out.note(f"loading {name}")
-        return load_model(name, None, dtype, device, system, template_option, response_prefix, trust_remote_code)
+            settings = DriftSettings(
+                n_probes=probes,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                behaviour=behaviour,
+                reselect=reselect,
+                rule=DriftRule(
+                    false_alarm_rate=false_alarms, gap_kept=gap_kept, score_kept=score_kept, auroc_loss=auroc_loss
+                ),
+            )
+            prompts: dict[PromptLabel, PromptSet] = {}
+            if harmful is not None and harmless is not None:
+                prompts = load_prompt_sets(
+                    harmful=harmful,
+                    harmless=harmless,
+                    borderline=borderline,
+                    near_duplicates=threshold(near_duplicates),
+                    leakage=leakage.value,
+                    repeats=repeats.value,
+                )
+            elif (harmful, harmless, borderline) != (None, None, None):
+                raise InputError("prompts are measured together: give both --harmful and --harmless, or none of them.")
+            verdicts = load_judge(judge, rubric, judge_option, judge_cache)
 
-    verdicts = load_judge(judge, rubric, judge_option, judge_cache)
-    with out.progress().running() as progress:
+        def load(name: str) -> "ChatModel":
+            return load_model(
+                name, None, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+            )
+
         record = run_drift(
             items,
             prompts,
@@ -142,8 +146,8 @@ def drift(
             progress=progress,
         )
     _show(out, record)
-    for html, _ in write_pages(folder):
-        out.say(f"report: {html}")
+    out.decided(record.decision, [drift_verdict(record), *drift_reasons(record)])
+    out.pages(folder)
     out.json(record.model_dump(mode="json", by_alias=True))
     return EXIT_CODES[record.decision]
 

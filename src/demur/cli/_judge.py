@@ -27,14 +27,15 @@ def judge(
     as_json: Json = False,
 ) -> int:
     """Measure a judge on answers that people have labelled."""
-    from demur.evaluation import judge_cost, measure_judge, read_labels
-
     out = Out(as_json=as_json)
-    answers = read_labels(labels)
-    judging = load_judge(spec, rubric, judge_option, judge_cache)
-    out.note(f"judging {len(answers)} answers with {judging.id}")
+    with out.working("loading the judge and the labels", quiet=True):
+        from demur.evaluation import judge_cost, measure_judge, read_labels
+
+        answers = read_labels(labels)
+        judging = load_judge(spec, rubric, judge_option, judge_cache)
     try:
-        quality = measure_judge(judging, answers)
+        with out.working(f"judging {len(answers)} answers with {judging.id}"):
+            quality = measure_judge(judging, answers)
     finally:
         cost = judge_cost(judging)
         if cost is not None:

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 import typer
@@ -19,6 +19,7 @@ from demur.cli import (
     _check,
     _commands,
     _compare,
+    _demo,
     _drift,
     _judge,
     _monitor,
@@ -27,7 +28,7 @@ from demur.cli import (
     _suffixes,
     _suite,
 )
-from demur.cli._console import Out
+from demur.cli._console import WORDS, Out
 from demur.cli._options import app
 from demur.errors import DemurError
 
@@ -39,6 +40,7 @@ COMMANDS = (
     _check,
     _commands,
     _compare,
+    _demo,
     _drift,
     _judge,
     _monitor,
@@ -68,10 +70,15 @@ def _run_as_one_of_many(words: list[str]) -> int:
     first = os.environ.get("RANK", "0") == "0"
     if not words or words[0] not in SHARED:
         return _run(words) if first else 0
-    from demur.models import join_processes, leave_processes  # noqa: PLC0415 (torch, which other commands do not load)
-
+    waiting = Out(as_json=True).working("waiting for the other processes", quiet=True) if first else nullcontext()
     try:
-        join_processes()
+        with waiting:
+            from demur.models import (  # noqa: PLC0415 (torch, which other commands do not load)
+                join_processes,
+                leave_processes,
+            )
+
+            join_processes()
     except DemurError as error:
         _fail(Out(as_json="--json" in words), type(error).__name__, str(error), error.exit_code)
         return error.exit_code
@@ -91,6 +98,7 @@ def _run_as_one_of_many(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     out = Out(as_json="--json" in words)
+    WORDS.set(tuple(words))
     try:
         result = typer.main.get_command(app).main(args=words, prog_name="demur", standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # newer releases of typer swallow Ctrl-C and return this

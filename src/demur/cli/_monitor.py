@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from demur.cli._console import Out
+from demur.cli._defaults import new_folder
 from demur.cli._options import (
     Device,
     Dtype,
@@ -28,7 +29,7 @@ from demur.cli._options import (
 )
 from demur.cli._options import near_duplicates as threshold
 from demur.records import MonitorRecord
-from demur.reports import monitor_lines, write_pages
+from demur.reports import monitor_lines
 
 
 @app.command()
@@ -36,9 +37,15 @@ def monitor(
     model: ModelName,
     harmful: Harmful,
     harmless: Harmless,
-    folder: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of monitor.json, monitor.safetensors and their page.")
-    ],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of monitor.json, monitor.safetensors and their page. Without one: a new one, "
+            "demur-runs/MODEL-monitor-DATE.",
+        ),
+    ] = None,
     borderline: Annotated[
         str | None, typer.Option(metavar="SRC", help="Prompts that look unsafe but are fine; they must not be flagged.")
     ] = None,
@@ -74,24 +81,27 @@ def monitor(
     as_json: Json = False,
 ) -> int:
     """Fit a monitor: reads refusal of a live model, flags prompts that look harmful and lose their refusal."""
-    from demur.assurance import MonitorSettings, fit_monitor
-    from demur.prompts import load_prompt_sets, load_prompts
-
     out = Out(as_json=as_json)
-    settings = MonitorSettings(rate=rate, batch_size=batch_size, answers=answers, max_new_tokens=max_new_tokens)
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        borderline=borderline,
-        near_duplicates=threshold(near_duplicates),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    settings.check(prompts)
-    given = None if suppressed is None else load_prompts(suppressed, label="harmful", repeats=repeats.value)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    with out.progress().running() as progress:
+    folder = new_folder(to, model, "monitor")
+    with out.progress(folder) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.assurance import MonitorSettings, fit_monitor
+            from demur.prompts import load_prompt_sets, load_prompts
+
+            settings = MonitorSettings(rate=rate, batch_size=batch_size, answers=answers, max_new_tokens=max_new_tokens)
+            prompts = load_prompt_sets(
+                harmful=harmful,
+                harmless=harmless,
+                borderline=borderline,
+                near_duplicates=threshold(near_duplicates),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            settings.check(prompts)
+            given = None if suppressed is None else load_prompts(suppressed, label="harmful", repeats=repeats.value)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
         record = fit_monitor(chat, prompts, out=folder, run=run, suppressed=given, settings=settings, progress=progress)
     _show(out, record, folder)
     return 0
@@ -100,6 +110,6 @@ def monitor(
 def _show(out: Out, record: MonitorRecord, folder: Path) -> None:
     for line in monitor_lines(record):
         out.say(line)
-    for html, _ in write_pages(folder):
-        out.say(f"page: {html}")
+    out.decided("none, a monitor")
+    out.pages(folder, word="page")
     out.json(record.model_dump(mode="json", by_alias=True))

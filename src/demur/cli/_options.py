@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415, FBT001
 from enum import StrEnum
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from demur.errors import InputError
 
 if TYPE_CHECKING:
+    from demur.cli._progress import ConsoleProgress
     from demur.evaluation import Judge
     from demur.models import ChatModel
     from demur.prompts import PromptSet
@@ -41,8 +43,23 @@ Source = (
 )
 Harmful = Annotated[str, typer.Option(metavar="SRC", help=f"Prompts that should be refused. {Source}")]
 Harmless = Annotated[str, typer.Option(metavar="SRC", help="Plainly fine prompts.")]
-Borderline = Annotated[str, typer.Option(metavar="SRC", help="Prompts that look unsafe but are fine.")]
+_SHIPPED = "Without all three: those that ship with demur, for a first look."
+OptionalHarmful = Annotated[
+    str | None, typer.Option("--harmful", metavar="SRC", help=f"Prompts that should be refused. {Source}. {_SHIPPED}")
+]
+OptionalHarmless = Annotated[str | None, typer.Option("--harmless", metavar="SRC", help="Plainly fine prompts.")]
+OptionalBorderline = Annotated[
+    str | None, typer.Option("--borderline", metavar="SRC", help="Prompts that look unsafe but are fine.")
+]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder; continued if it is unfinished.")]
+DatedFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="RUN",
+        help="Run folder; continued if it is unfinished. Without one: demur-runs/MODEL-DATE.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -60,7 +77,9 @@ RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts generated together; 0 finds the fastest by measuring.")]
+BatchSize = Annotated[
+    int, typer.Option(help="Prompts generated together; 0 takes what suits device, memory and model.")
+]
 JudgeSpec = Annotated[
     str,
     typer.Option(
@@ -133,19 +152,24 @@ def load_model(
     options: list[str] | None,
     prefix: str,
     trust: bool,
+    progress: "ConsoleProgress",
 ) -> "ChatModel":
-    from demur.models import load_chat_model
+    with progress.working(f"loading {name}"):
+        from demur.models import load_chat_model
 
-    return load_chat_model(
-        name,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        system=system,
-        template_options=dict(_template_option(option) for option in options or ()),
-        response_prefix=prefix.replace("\\n", "\n"),
-        trust_remote_code=trust,
-    )
+        given = dict(_template_option(option) for option in options or ())
+        more: dict[str, Any] = {"progress": progress} if "progress" in signature(load_chat_model).parameters else {}
+        return load_chat_model(
+            name,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            system=system,
+            template_options=given,
+            response_prefix=prefix.replace("\\n", "\n"),
+            trust_remote_code=trust,
+            **more,
+        )
 
 
 def load_judge(spec: str, rubric: str, settings: list[str] | None, cache: Path | None) -> "Judge":

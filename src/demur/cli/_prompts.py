@@ -79,16 +79,17 @@ def check(
     as_json: Json = False,
 ) -> int:
     """Sizes by split, copies and near copies between splits and labels; exit code 2 where a run would refuse them."""
-    from demur.prompts import check_prompt_sets
-
     out = Out(as_json=as_json)
     given = dict(zip(_LABELS, (harmful, harmless, borderline), strict=True))
-    found = check_prompt_sets(
-        {label: source for label, source in given.items() if source is not None},
-        near_duplicates=near_duplicates(near),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
+    with out.working("reading and comparing the prompts", quiet=True):
+        from demur.prompts import check_prompt_sets
+
+        found = check_prompt_sets(
+            {label: source for label, source in given.items() if source is not None},
+            near_duplicates=near_duplicates(near),
+            leakage=leakage.value,
+            repeats=repeats.value,
+        )
     _print_check(out, found)
     out.json(found.model_dump(mode="json", by_alias=True))
     return DemurError.exit_code if found.problems else 0

@@ -34,7 +34,7 @@ from demur.cli._options import (
 from demur.cli._options import near_duplicates as threshold
 from demur.errors import InputError
 from demur.records import SuffixAnalysis
-from demur.reports import suffix_verdict, write_pages
+from demur.reports import suffix_verdict
 
 
 @app.command("suffixes")
@@ -76,39 +76,47 @@ def suffixes(
     as_json: Json = False,
 ) -> int:
     """Measure what suffixes do to refusal: rates, the refusal direction over layers, heads and their attention."""
-    from demur.assurance import SuffixSearchSettings, SuffixSettings, analyse_suffixes, directions_of, require_toy
-    from demur.prompts import load_prompt_sets
-
-    texts = [*(suffix or ()), *read_suffixes(suffixes_file)]
-    if not texts and not search:
-        raise InputError("give a suffix with --suffix or --suffixes; on the toy model --search finds one.")
-    settings = SuffixSettings(
-        n_prompts=n_prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        search=SuffixSearchSettings() if search else None,
-    )
-    prompts = load_prompt_sets(
-        harmful=harmful,
-        harmless=harmless,
-        near_duplicates=threshold(near_duplicates),
-        leakage=leakage.value,
-        repeats=repeats.value,
-    )
-    verdicts = load_judge(judge, rubric, judge_option, judge_cache)
     out = Out(as_json=as_json)
-    out.note(f"loading {model}")
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    if search:
-        require_toy(chat)
-    with out.progress().running() as progress:
+    with out.progress(folder) as progress:
+        with progress.working("reading options and prompts", quiet=True):
+            from demur.assurance import (
+                SuffixSearchSettings,
+                SuffixSettings,
+                analyse_suffixes,
+                directions_of,
+                require_toy,
+            )
+            from demur.prompts import load_prompt_sets
+
+            texts = [*(suffix or ()), *read_suffixes(suffixes_file)]
+            if not texts and not search:
+                raise InputError("give a suffix with --suffix or --suffixes; on the toy model --search finds one.")
+            settings = SuffixSettings(
+                n_prompts=n_prompts,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                search=SuffixSearchSettings() if search else None,
+            )
+            prompts = load_prompt_sets(
+                harmful=harmful,
+                harmless=harmless,
+                near_duplicates=threshold(near_duplicates),
+                leakage=leakage.value,
+                repeats=repeats.value,
+            )
+            verdicts = load_judge(judge, rubric, judge_option, judge_cache)
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
+        if search:
+            require_toy(chat)
         directions = directions_of(chat, prompts, run=run, progress=progress)
         record = analyse_suffixes(
             chat, prompts, directions, suffixes=texts, settings=settings, judge=verdicts, out=folder, progress=progress
         )
     _show(out, record)
-    for html in (html for html, _ in write_pages(folder) if html.stem == "suffixes"):
-        out.say(f"report: {html}")
+    out.decided(suffix_verdict(record))
+    out.pages(folder, only="suffixes")
     out.json(record.model_dump(mode="json", by_alias=True))
     return 0
 

@@ -28,7 +28,7 @@ from demur.cli._options import (
 )
 from demur.errors import InputError
 from demur.records import Severity, SuiteCaseResult, SuiteRecord, write_text
-from demur.reports import suite_junit, suite_lines, suite_summary, write_pages
+from demur.reports import suite_junit, suite_lines, suite_summary
 
 if TYPE_CHECKING:
     from demur.assurance import Suite, SuiteCase
@@ -78,21 +78,24 @@ def test(
     as_json: Json = False,
 ) -> int:
     """Run the cases of a suite: prompts, a condition (r ablated, a suffix, int8, ...), what is expected under it."""
-    from demur.assurance import load_suite, run_suite, select_cases, suite_prompts
-
     out = Out(as_json=as_json)
-    loaded = load_suite(suite)
-    cases = select_cases(loaded, keyword=keyword, tags=tag or (), severities=_severities(severity))
-    prompts = suite_prompts(loaded, cases)  # what is wrong with a source is told before a model is loaded
-    if listing:
-        return _list(out, loaded, cases, {name: len(some) for name, some in prompts.items()})
-    verdicts = load_judge(judge, rubric, judge_option, judge_cache)
-    out.note(f"loading {model}")
-    results: list[SuiteCaseResult] = []
-    # Lines among the moving bars of a terminal would be drawn over, so there they come at the end.
-    waits = out.errors.is_terminal
-    chat = load_model(model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code)
-    with out.progress().running() as progress:
+    with out.progress(None if listing else to) as progress:
+        with progress.working("reading the suite and its prompts", quiet=True):
+            from demur.assurance import load_suite, run_suite, select_cases, suite_prompts
+
+            loaded = load_suite(suite)
+            cases = select_cases(loaded, keyword=keyword, tags=tag or (), severities=_severities(severity))
+            prompts = suite_prompts(loaded, cases)  # what is wrong with a source is told before a model is loaded
+        if listing:
+            return _list(out, loaded, cases, {name: len(some) for name, some in prompts.items()})
+        with progress.working("loading the judge", quiet=True):
+            verdicts = load_judge(judge, rubric, judge_option, judge_cache)
+        results: list[SuiteCaseResult] = []
+        # Lines among the moving bars of a terminal would be drawn over, so there they come at the end.
+        waits = out.errors.is_terminal
+        chat = load_model(
+            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
+        )
         record = run_suite(
             chat,
             loaded,
@@ -153,8 +156,8 @@ def _finish(out: Out, record: SuiteRecord, folder: Path | None, junit: Path | No
     out.say(suite_summary(record))
     if junit is not None:
         write_text(junit, suite_junit(record))
+    out.decided(record.decision, [suite_summary(record)])
     if folder is not None:
-        for html in (html for html, _ in write_pages(folder) if html.stem == "suite"):
-            out.say(f"report: {html}")
+        out.pages(folder, only="suite")
     out.json(record.model_dump(mode="json", by_alias=True))
     return EXIT_CODES[record.decision]

@@ -107,7 +107,7 @@ from demur.records._run import (
     ScorePiece,
     ScoreRecord,
 )
-from demur.records._run_folder import RunFolder
+from demur.records._run_folder import LOG_FILE, RunFolder, other_files
 from demur.records._search import (
     SEARCH,
     SEARCH_JOURNAL,
@@ -189,6 +189,7 @@ __all__ = [
     "BASE_MODEL",
     "CALIBRATED_MODEL",
     "HASH_DIGITS",
+    "LOG_FILE",
     "PLAIN",
     "SEARCH",
     "SEARCH_JOURNAL",
@@ -361,6 +362,7 @@ __all__ = [
     "WaiverUse",
     "WriterRecord",
     "canonical_json",
+    "other_files",
     "read_record",
     "write_bytes",
     "write_record",

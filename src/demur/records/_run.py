@@ -68,7 +68,7 @@ class FalseRefusalScores(Record):
 
 
 class BatchSizeMeasurement(Record):
-    """What one batch size cost."""
+    """What one batch size cost, in a run of a version of demur that measured."""
 
     batch_size: int
     seconds_per_prompt: float | None
@@ -76,11 +76,21 @@ class BatchSizeMeasurement(Record):
 
 
 class BatchSizeRecord(Record):
-    """`batch_size.json`: the batch size of a run that was not told one, found by measuring before its first pass."""
+    """`batch_size.json`: the batch size of a run that was not told one, and how it came about."""
 
     schema_: Literal["demur.batch_size/1"] = Field(default="demur.batch_size/1", alias="schema")
     batch_size: int
-    tried: tuple[BatchSizeMeasurement, ...]
+    tried: tuple[BatchSizeMeasurement, ...] = ()
+    """Empty since the size follows from what is below, and not from a clock."""
+    device: str | None = None
+    """Kind of device that the model lay on."""
+    memory_bytes: int | None = None
+    """Of the devices that hold the model, in all."""
+    weight_bytes: int | None = None
+    prompt_bytes: int | None = None
+    """What one prompt of a batch may need."""
+    reason: str = ""
+    """Why not more."""
 
 
 class Candidates(Record):

@@ -11,6 +11,16 @@ from demur.records._run import RunRecord
 from demur.records._store import JsonLines, read_record, write_record
 from demur.records._summary import Summary
 
+LOG_FILE = "log.txt"
+"""What the command line keeps beside the records of a run: when it did what."""
+
+
+def other_files(folder: Path) -> list[str]:
+    """What a folder holds beside the log of a command; hidden files do not count. A new folder holds nothing."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != LOG_FILE)
+
 
 class RunFolder:
     """The files of one run. `summary.json` is written last: a folder that holds it is complete."""
@@ -43,8 +53,10 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
+            others = self.run.exists() and read_record(self.run, RunRecord).fingerprint != record.fingerprint
             raise RunFolderError(
-                f"another process is writing {self.path}. Wait for it, or give another folder with --out."
+                f"another process is writing {self.path}. Wait for it, or give another folder with --out.",
+                taken=others,
             ) from error
         try:
             self._check_owner(record)
@@ -64,11 +76,12 @@ class RunFolder:
 
     def _check_owner(self, record: RunRecord) -> None:
         if not self.run.exists():
-            others = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+            others = other_files(self.path)
             if others:
                 raise RunFolderError(
                     f"{self.path} is not empty and is no run folder (it holds {', '.join(others[:3])}). Give an "
-                    "empty or new folder with --out."
+                    "empty or new folder with --out.",
+                    taken=True,
                 )
             write_record(self.run, record)
             return
@@ -76,7 +89,8 @@ class RunFolder:
         if owner.fingerprint != record.fingerprint:
             raise RunFolderError(
                 f"{self.path} belongs to another run: {_difference(owner, record)}. Give another folder with --out, or "
-                "delete this one."
+                "delete this one.",
+                taken=True,
             )
 
     def read_summary(self) -> Summary:
