@@ -28,7 +28,8 @@ def load(request: dict[str, Any]) -> Any:
     from peft import PeftModel  # noqa: PLC0415 (only adapters need it)
 
     if request["gguf"]:
-        base = dequantised(*request["gguf"], request["revision"], options)
+        name, file = request["gguf"]
+        base = dequantised(name, file, request["revision"], options)
     else:
         base = plain(request["base"], request["revision"], options)
     return PeftModel.from_pretrained(base, request["folder"]).eval()
