@@ -182,6 +182,8 @@ def _merge(model: Any, adapter_id: str, revision: str | None) -> Any:
         with warnings.catch_warnings():
             # peft goes on with the adapter's initial values in their place.
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            # About the tied weights that `_untie_adapted` parts.
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             return PeftModel.from_pretrained(model, adapter_id, **options)
 
     attached = _load(adapter_id, "adapter", attach, {"revision": revision})
@@ -191,10 +193,29 @@ def _merge(model: Any, adapter_id: str, revision: str | None) -> Any:
             f"{adapter_id} is an adapter of kind {kind}, which does not change the weights and so cannot be merged "
             "into them; demur needs a plain model. Adapters such as LoRA can be merged."
         )
+    _untie_adapted(attached)
     try:
         return attached.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
         raise ModelError(f"the adapter {adapter_id} cannot be merged into its base model: {error}") from error
+
+
+def _untie_adapted(attached: Any) -> None:
+    """Give the output head its own matrix where the adapter changes the input embeddings that it shares.
+
+    PEFT adds to what the embeddings give, and leaves the head as it is; merged into the shared matrix, the change would
+    reach the head too.
+    """
+    model = attached.get_base_model()
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    shared = getattr(embeddings, "base_layer", None)
+    if shared is None or head is None or getattr(head, "weight", None) is not shared.weight:
+        return
+    head.weight = torch.nn.Parameter(shared.weight.detach().clone(), requires_grad=False)
+    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+    # What the class declares as tied is left out when the model is saved.
+    model._tied_weights_keys = {} if isinstance(model._tied_weights_keys, dict) else None
 
 
 def _load_tokenizer(
