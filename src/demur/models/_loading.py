@@ -211,7 +211,7 @@ def _untie_adapted(attached: Any) -> None:
     shared = getattr(embeddings, "base_layer", None)
     if shared is None or head is None or getattr(head, "weight", None) is not shared.weight:
         return
-    head.weight = torch.nn.Parameter(shared.weight.detach().clone(), requires_grad=False)
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False
     # What the class declares as tied is left out when the model is saved.
