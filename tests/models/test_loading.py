@@ -75,7 +75,8 @@ def test_a_system_prompt_reaches_the_renderer(folder):
 def test_a_missing_folder_is_not_looked_for_on_the_hub(tmp_path):
     path = tmp_path / "nowhere"
     assert refusal(path) == (
-        f"there is no model folder {path}. Give a folder that holds config.json, or a hub id such as owner/name."
+        f"there is no model folder {path}. Give a folder that holds config.json, a .gguf file, or a hub id such as "
+        "owner/name."
     )
     assert "there is no model folder ./nowhere" in refusal("./nowhere")
 
@@ -86,7 +87,7 @@ def test_a_file_is_no_folder(folder):
 
 def test_a_folder_without_config(folder):
     (folder / "config.json").unlink()
-    assert refusal(folder) == f"{folder} holds no config.json, so it is not a model folder."
+    assert refusal(folder) == f"{folder} holds no config.json and no .gguf file, so it is not a model folder."
 
 
 def test_a_folder_without_weights(folder):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demur.errors import ModelError
+from demur.interventions import DirectionalAblation, write_adapter
 from demur.models import ChatModel, _loading, load_chat_model
 from demur.testing import tiny_model, tiny_tokenizer
 
@@ -263,3 +264,21 @@ def test_a_hub_adapter_is_pinned_by_its_own_revision_and_its_base_by_the_one_tha
     assert asked["adapter config"] == asked["adapter"] == ("owner/adapter", "v2")
     assert asked["tokenizer"] == asked["config"] == asked["model"] == (str(base), "base-tag")
     assert (chat.name, chat.revision) == ("owner/adapter", commit)
+
+
+def test_an_adapter_of_tied_embeddings_leaves_the_head_as_it_was(tmp_path):
+    """PEFT adds to what the embeddings give; merged into the shared matrix, it would change the head too."""
+    tied = tiny_model("qwen2", dtype=torch.float32, tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    base = load_chat_model(str(tmp_path / "base"), device="cpu")
+    ablation = DirectionalAblation(torch.ones(base.layout.d_model, dtype=torch.float64))
+    write_adapter(base, ablation, tmp_path / "adapter")
+    chat = load_chat_model(str(tmp_path / "adapter"), device="cpu")
+    with ablation.folded_into(base):
+        torch.testing.assert_close(logits(chat), logits(base), rtol=0, atol=1e-5)
+    assert chat.layout.tied_embedding is None
+    chat.model.save_pretrained(tmp_path / "merged")
+    chat.tokenizer.save_pretrained(tmp_path / "merged")
+    again = load_chat_model(str(tmp_path / "merged"), device="cpu")
+    torch.testing.assert_close(logits(again), logits(chat), rtol=0, atol=1e-5)

@@ -1,10 +1,13 @@
 """The model card of an export."""
 
+from pathlib import Path
+
 from demur.records import BeforeAfter, ExportRecord, Mean, Rate, Summary
 
 
 def export_card(summary: Summary, record: ExportRecord) -> str:
     """README.md of an exported folder: base model, method, metrics with intervals, judge, date, reload check."""
+    base_model, gguf_file = _base(summary)
     relation = "adapter" if record.format == "adapter" else "finetune"
     point = record.operating_point
     rows = "\n".join(_row(name, both) for name, both in _metrics(summary))
@@ -13,7 +16,7 @@ def export_card(summary: Summary, record: ExportRecord) -> str:
     untied = " The output head was untied from the input embedding." if record.untied_embeddings else ""
     sizes = ", ".join(f"{len_} {label}" for label, len_ in _test_sizes(summary))
     return f"""---
-base_model: {summary.model.id}
+base_model: {base_model}
 base_model_relation: {relation}
 library_name: {"peft" if record.format == "adapter" else "transformers"}
 tags: [demur, refusal-calibration]
@@ -21,7 +24,7 @@ tags: [demur, refusal-calibration]
 # {summary.model.id}, false refusals removed by demur
 
 Base model: `{summary.model.id}`, {summary.model.architecture}, {summary.model.dtype}, weights
-`{summary.model.content_hash[:16]}`.
+`{summary.model.content_hash[:16]}`.{_gguf(summary, record, base_model, gguf_file)}
 
 Method: the false-refusal direction (Wang et al. 2025, arXiv 2410.03415), orthogonalized against the refusal direction
 (Arditi et al. 2024, arXiv 2406.11717) with lambda {point.lambda_:g}, read at layer {point.layer}, position
@@ -40,6 +43,38 @@ the base model at a margin of {record.gate.margin:.1%}, and under pressure at a 
 Measured {record.provenance.created} with demur {record.provenance.demur}, torch {record.provenance.torch}, transformers
 {record.provenance.transformers}. The whole evidence is in `demur.json`.
 """
+
+
+def _base(summary: Summary) -> tuple[str, str]:
+    """What `from_pretrained` takes: a hub id or a folder, and the GGUF file in it, if any."""
+    name = summary.model.id
+    if summary.model.gguf_sha256 is None or not name.lower().endswith(".gguf"):
+        return name, ""
+    repository, colon, file = name.partition(":")
+    if colon and summary.model.revision is not None:
+        return repository, file
+    return str(Path(name).parent), Path(name).name
+
+
+def _gguf(summary: Summary, record: ExportRecord, base_model: str, gguf_file: str) -> str:
+    """Which file the weights are from; for an adapter on it also how to load both, which PEFT cannot do by itself."""
+    if not gguf_file:
+        return ""
+    said = f"\n\nThe weights are dequantised from the GGUF file `{gguf_file}`, sha256\n`{summary.model.gguf_sha256}`."
+    if record.format != "adapter":
+        return said
+    revision = "" if summary.model.revision is None else f', revision="{summary.model.revision}"'
+    return f"""{said} PEFT does
+not find such a base model by itself. demur loads this folder as any model; with transformers and PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GgufConfig
+
+options = {{"dtype": "{summary.model.dtype}", "quantization_config": GgufConfig(dequantize=True)}}
+base = AutoModelForCausalLM.from_pretrained("{base_model}", gguf_file="{gguf_file}"{revision}, **options)
+model = PeftModel.from_pretrained(base, "THIS_FOLDER")
+```"""
 
 
 def _nats(mean: Mean) -> str:

@@ -147,6 +147,11 @@ def _exportable(chat: ChatModel, intervention: Intervention) -> WeightAblation:
 def _export_sharded(folder: RunFolder, summary: Summary, form: ExportFormat, target: Path) -> ExportRecord:
     if form != "merged":
         raise InputError("--low-memory writes merged checkpoints; an adapter is small and needs no such path.")
+    if summary.model.gguf_sha256 is not None:
+        raise InputError(
+            f"--low-memory edits a safetensors checkpoint shard by shard, and {summary.model.id} was calibrated from a "
+            "GGUF file. Export it without --low-memory: --format merged writes the dequantised model as safetensors."
+        )
     point = summary.operating_point
     if point is not None and point.method != "ablate_false_refusal_direction":
         raise UnsupportedInterventionError(

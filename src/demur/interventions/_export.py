@@ -61,9 +61,16 @@ def write_adapter(chat: ChatModel, ablation: WeightAblation, folder: Path) -> No
     """Write the ablation as a LoRA adapter: W' = W - s u u^T W is an update of rank 1 per direction and writer.
 
     Raises:
-        UnsupportedInterventionError: a writer is no linear layer, embedding or bias of one.
+        UnsupportedInterventionError: a writer is no linear layer, embedding or bias of one; or the base model is a GGUF
+            file that transformers does not load as it is meant.
     """
     require_foldable(chat)
+    if chat.gguf is not None and chat.gguf.positions_restored:
+        raise _no_adapter(
+            chat,
+            "its base model would be the GGUF file, of which transformers' own loader leaves out how positions are "
+            "scaled, so that the two together were another model than the calibrated one",
+        )
     basis, strengths = ablation.basis, writer_strengths(chat, ablation)
     weights = [writer for writer in chat.layout.writers if not writer.parameter.endswith("bias")]
     modules = {writer.parameter.rpartition(".")[0]: writer for writer in weights}

@@ -19,7 +19,7 @@ def load_base_model(
     """Load the base model of a chat model; both then read the same tokens.
 
     Args:
-        model_id: local folder or hub id of the base model.
+        model_id: local folder, GGUF file or hub id of the base model.
         chat: its chat model, whose tokenizer and template are used.
         revision: hub branch, tag or commit.
         dtype: as in `load_chat_model`.
@@ -30,7 +30,7 @@ def load_base_model(
         ModelError: it cannot be loaded, or its tokenizer gives words other ids than the chat model's.
         LayoutError: its writers cannot be found or proved.
     """
-    model, tokenizer, commit = load_parts(
+    parts = load_parts(
         model_id,
         revision=revision,
         dtype=dtype,
@@ -38,8 +38,8 @@ def load_base_model(
         trust_remote_code=trust_remote_code,
         needs_chat_template=False,
     )
-    _require_same_words(model_id, model, tokenizer, chat)
-    return ChatModel(model, chat.tokenizer, model_id, commit, chat.template)
+    _require_same_words(model_id, parts.model, parts.tokenizer, chat)
+    return ChatModel(parts.model, chat.tokenizer, parts.name, parts.commit, chat.template, parts.gguf)
 
 
 def _require_same_words(model_id: str, model: Any, tokenizer: Any, chat: ChatModel) -> None:

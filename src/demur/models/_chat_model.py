@@ -24,6 +24,7 @@ from demur.models._generation import (
     logits_at_end,
     pad_batch,
 )
+from demur.models._gguf import GgufFile
 from demur.models._hooks import model_device
 from demur.models._layout import Layout, discover_layout
 from demur.models._probe import ProbeResult, probe_layout
@@ -44,6 +45,7 @@ class ChatModel:
         name: hub id or path, as recorded.
         revision: hub commit, if any.
         template: how prompts are rendered; by default the tokenizer's template without a system prompt.
+        gguf: the file whose dequantised weights these are, if they are from one.
 
     Raises:
         LayoutError: the writers of the residual stream cannot be found or proved.
@@ -55,6 +57,7 @@ class ChatModel:
     name: str = "in-memory"
     revision: str | None = None
     template: ChatTemplate = field(default=None)  # type: ignore[assignment]
+    gguf: GgufFile | None = None
     layout: Layout = field(init=False)
     probe: ProbeResult = field(init=False)
 
@@ -120,6 +123,7 @@ class ChatModel:
             n_layers=self.n_layers,
             d_model=self.layout.d_model,
             chat_template_sha256=hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
+            gguf_sha256=None if self.gguf is None else self.gguf.sha256,
         )
 
     def encode(self, prompts: Iterable[str]) -> list[list[int]]:

@@ -170,7 +170,7 @@ def load_classifier(
     Raises:
         ModelError: the model, its weights or its tokenizer cannot be loaded.
     """
-    model, tokenizer, _ = load_parts(
+    parts = load_parts(
         model_id, revision=revision, dtype=dtype, device=device, trust_remote_code=False, needs_chat_template=False
     )
-    return ClassifierModel(model, tokenizer, model_id)
+    return ClassifierModel(parts.model, parts.tokenizer, model_id)

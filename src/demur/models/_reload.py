@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
@@ -26,7 +27,21 @@ def load(request: dict[str, Any]) -> Any:
         return plain(request["folder"], None, options)
     from peft import PeftModel  # noqa: PLC0415 (only adapters need it)
 
-    return PeftModel.from_pretrained(plain(request["base"], request["revision"], options), request["folder"]).eval()
+    if request["gguf"]:
+        name, file = request["gguf"]
+        base = dequantised(name, file, request["revision"], options)
+    else:
+        base = plain(request["base"], request["revision"], options)
+    return PeftModel.from_pretrained(base, request["folder"]).eval()
+
+
+def dequantised(name: str, file: str, revision: str | None, options: dict[str, Any]) -> Any:
+    """A model from a GGUF file, loaded as the card of an adapter on it says."""
+    if hasattr(transformers, "GgufConfig"):
+        options = {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(name, gguf_file=file, revision=revision, **options).eval()
+    model.generation_config = GenerationConfig()
+    return model
 
 
 def plain(name: str, revision: str | None, options: dict[str, Any]) -> Any:

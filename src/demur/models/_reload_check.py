@@ -52,6 +52,7 @@ def reload_answers(
         "folder": str(folder),
         "base": chat.name,
         "revision": chat.revision,
+        "gguf": None if chat.gguf is None else chat.gguf.place,
         "dtype": chat.identity.dtype,
         "trust_remote_code": False,
         "max_new_tokens": max_new_tokens,

@@ -18,6 +18,8 @@ class ModelIdentity(Record):
     n_layers: int
     d_model: int
     chat_template_sha256: str
+    gguf_sha256: str | None = None
+    """sha256 of the GGUF file whose dequantised weights were measured; null for other checkpoints."""
 
 
 class PromptSetIdentity(Record):
