@@ -13,11 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 from demur.assurance import Directions, MonitorSettings, fit_monitor
 from demur.assurance._monitor_probes import _harm_reader, find_probes
-from demur.evaluation import separation
 from demur.calibration import CalibrationSettings
 from demur.directions import Direction
 from demur.errors import InputError, ModelError
-from demur.evaluation import clopper_pearson
+from demur.evaluation import clopper_pearson, separation
 from demur.interventions import ActivationAddition
 from demur.models import hook_count
 from demur.monitoring import RefusalMonitor
