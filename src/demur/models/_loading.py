@@ -26,6 +26,7 @@ from demur.models._gguf import (
     load_gguf_weights,
     require_recorded_file,
 )
+from demur.models._precision import in_native_precision
 from demur.models._processes import local_rank, world
 
 _DTYPES = {
@@ -289,6 +290,8 @@ def _load_weights(model_id: str, config: Any, options: dict[str, Any], device: s
             f"{model_id} does not fit into the memory of the GPUs, and demur needs all weights at hand. Type "
             "--device cpu, or --dtype bfloat16, or use more GPUs."
         )
+    if options["dtype"] == "auto":
+        model = in_native_precision(model)
     return model
 
 
