@@ -39,9 +39,7 @@ def published(folder: Path) -> dict[PromptLabel, list[Row]]:
     }
 
 
-def write_sets(
-    folder: Path, to: Path, sizes: Mapping[Split, int], *, seed: int
-) -> dict[PromptLabel, Path]:
+def write_sets(folder: Path, to: Path, sizes: Mapping[Split, int], *, seed: int) -> dict[PromptLabel, Path]:
     """Write one JSON Lines file for each kind, with splits drawn by hash under a seed.
 
     Args:

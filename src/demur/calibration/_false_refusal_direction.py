@@ -4,6 +4,7 @@ The published code ranks candidates by what they do to false refusals alone; her
 refusals on validation prompts, at the level of scores first and of judged answers at the end.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,15 +101,35 @@ def _judged_base(study: Study) -> dict[PromptLabel, list[CompletionRecord]]:
 
 
 def _no_point(study: Study, curve: Sequence[LambdaPoint]) -> str:
-    rows = "\n".join(f"  lambda {point.lambda_:g}: {point.note or 'no limit missed'}" for point in curve)
+    """The finding in a few sentences; the curve has every number."""
+    counts = Counter(miss.limit for point in curve for miss in point.misses)
+    found = [
+        f"at {counts[limit]} of {len(curve)} lambdas {words}"
+        for limit, words in (
+            ("false_refusals", "no false refusals are freed that could be told from noise"),
+            ("true_refusals", "true refusals are lost"),
+            ("kl", "the KL on harmless prompts is too large"),
+        )
+        if counts[limit]
+    ]
+    pressed = sum(counts[limit] for limit in counts if limit not in ("false_refusals", "true_refusals", "kl"))
+    if pressed:
+        found.append(f"at {pressed} true refusals are lost under pressure")
+    nearest = min(curve, key=_nearness)
+    told = f" The nearest is lambda {nearest.lambda_:g}: {nearest.note}." if nearest.note else ""
     return (
-        f"{study.chat.name}: no operating point removes false refusals and keeps true refusals (margin "
-        f"{study.settings.margin:.0%}) and KL (limit {study.settings.gate_kl_limit:g}) on validation prompts:\n{rows}\n"
-        "What can help: more borderline prompts for fitting; --search; a finer grid near 1 (--lambdas "
-        "1,0.95,0.9,0.85); a wider margin (--margin, at most 0.05) or KL limit (--gate-kl-limit). Points that hold at "
-        "rest and lose refusals under pressure can be looked at with --no-pressure; their gate does not pass. Where w "
-        "and r are nearly parallel, one direction cannot separate the two."
+        f"No operating point removes false refusals and keeps true refusals (margin {study.settings.margin:.0%}) "
+        f"and KL (limit {study.settings.gate_kl_limit:g} nats) on validation prompts: "
+        f"{'; '.join(found) or 'none was usable'}.{told} What can help: more borderline prompts for fitting; --search; a wider margin (--margin, at most 0.05) "
+        "or KL limit (--gate-kl-limit). Where w and r are nearly parallel, one direction cannot separate the two."
     )
+
+
+def _nearness(point: LambdaPoint) -> tuple[int, int, float]:
+    """Judged points first, those with the fewest limits missed, then by false refusals left."""
+    rate = point.false_refusal_rate
+    judged = rate is not None and rate.rate is not None
+    return 0 if judged else 1, len(point.misses), rate.rate if rate is not None and rate.rate is not None else 1.0
 
 
 def _calibrated(

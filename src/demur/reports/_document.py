@@ -23,6 +23,7 @@ from demur.reports._sections import (
     projection_table,
 )
 from demur.reports._tables import Table, summary_table
+from demur.reports._threshold import sampled_table, threshold_tables, threshold_words
 from demur.reports._words import (
     candidate_caption,
     gate_reasons,
@@ -82,6 +83,7 @@ def build_document(run: RunRecords) -> Document:
         _results(run),
         _gate(run),
         _pressure(run),
+        _threshold(run),
         _mechanism(run),
         _candidates(run),
         _projections(run),
@@ -107,12 +109,17 @@ def _results(run: RunRecords) -> Section:
     words = [f"Verdicts by judge {judge.id}, version {judge.version}; so in every table below."]
     if run.summary.comparison is None:
         words.append("Nothing was applied to this model, so there is nothing to compare.")
+    if run.summary.sampled:
+        words.append(
+            "Greedy answers hide how near a model is to refusing: the refusal probability is the share of sampled "
+            "answers that refuse."
+        )
     return Section(
         name="results",
         title="Results on test prompts",
         words=tuple(words),
         figure=Figure("rates", "Dot chart of the rates, with intervals", rates_caption(run.summary)),
-        tables=(measures_table(rows),),
+        tables=(measures_table(rows), *((sampled_table(run.summary.sampled),) if run.summary.sampled else ())),
         terms=terms(run.summary),
     )
 
@@ -141,6 +148,26 @@ def _pressure(run: RunRecords) -> Section | None:
         title="True refusals under pressure",
         words=pressure_words(pressure),
         tables=pressure_tables(pressure),
+    )
+
+
+def _threshold(run: RunRecords) -> Section | None:
+    threshold = run.summary.refusal_threshold
+    if threshold is None:
+        return None
+    return Section(
+        name="threshold",
+        title="From which refusal score on the model refuses",
+        words=threshold_words(threshold),
+        figure=Figure(
+            "threshold",
+            "Refusal scores of train prompts by kind and verdict, with the threshold",
+            "Each mark is one train prompt: above the line of its kind where the model refused it, below where it "
+            "answered. The dashed line is the threshold; the dotted one is the published 0.",
+        )
+        if threshold.judged
+        else None,
+        tables=threshold_tables(threshold),
     )
 
 
@@ -199,7 +226,7 @@ def _lambda(run: RunRecords) -> Section | None:
         return None
     return Section(
         name="lambda",
-        title="Choice of lambda",
+        title="Choice of lambda" if any(point.chosen for point in curve) else "The frontier: no lambda was admissible",
         words=lambda_words(curve),
         figure=Figure(
             "lambda",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from demur.records import BeforeAfter, LambdaPoint, ProjectionRecord, Rate, Summary
+from demur.records import BeforeAfter, LambdaPoint, ProjectionRecord, Rate, RefusalThreshold, Summary
 from demur.reports._format import share
 from demur.reports._heat_maps import cell_titles, paint_heat_maps
 from demur.reports._records import RunRecords
@@ -26,6 +26,12 @@ def draw_figures(run: RunRecords) -> dict[str, str]:
     figures = {
         "rates": draw("rates", "Rates before and after, with 95 % intervals", partial(_paint_rates, summary)),
     }
+    if summary.refusal_threshold is not None and summary.refusal_threshold.judged:
+        figures["threshold"] = draw(
+            "threshold",
+            "Refusal scores of train prompts by kind and verdict",
+            partial(_paint_threshold, summary.refusal_threshold),
+        )
     if run.candidates is not None and run.candidates.refusal:
         figures["candidates"] = draw(
             "candidates",
@@ -86,6 +92,29 @@ def _dot(axes: Any, y: float, rate: Rate, colour: str, *, filled: bool) -> None:
         fontsize=8,
         color=INK if filled else MUTED,
     )
+
+
+def _paint_threshold(threshold: RefusalThreshold) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 2.6))
+    axes = figure.add_axes((0.1, 0.19, 0.88, 0.76))
+    for row, label in enumerate(reversed(LABELS)):
+        each = threshold.judged.get(label)
+        axes.axhline(row, color=GRID, linewidth=0.8)
+        if each is None:
+            continue
+        for scores, up in ((each.refused, 1), (each.answered, -1)):
+            heights = [row + up * (0.12 + 0.22 * (index % 7) / 6) for index in range(len(scores))]
+            filled = _COLOURS[label] if up == 1 else CARD
+            axes.plot(scores, heights, "o", markersize=4, color=_COLOURS[label], markerfacecolor=filled, alpha=0.8)
+    axes.axvline(threshold.value, color=MARK, linewidth=1.4, linestyle=(0, (4, 3)), gid="threshold-line")
+    axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=":")
+    axes.set_yticks(range(len(LABELS)), list(reversed(LABELS)))
+    axes.set_ylim(-0.5, len(LABELS) - 0.5)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("refusal score, log-odds (filled: refused; open: answered)")
+    axes.grid(axis="x")
+    return figure
 
 
 def _paint_projections(projections: ProjectionRecord) -> Figure:

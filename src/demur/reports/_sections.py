@@ -15,10 +15,12 @@ from demur.records import (
     Mean,
     Mechanism,
     Metrics,
+    PairedComparison,
     ProjectionRecord,
+    Rate,
 )
 from demur.reports._examples import VERDICT_WORDS, Pair, lost_true_refusals
-from demur.reports._format import bound, layer_and_position, number, short_hash, token
+from demur.reports._format import bound, layer_and_position, number, points, short_hash, token
 from demur.reports._tables import Cell, SummaryRow, Table, or_dash, plain_mean_cell, rate_cell
 from demur.types import PromptLabel
 
@@ -141,13 +143,13 @@ def measured_points(curve: Sequence[LambdaPoint]) -> list[LambdaPoint]:
 
 
 def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
-    """The lambda curve."""
+    """The lambda curve, or the frontier where nothing was chosen."""
     rows = tuple(
         (
             Cell(f"{point.lambda_:g}", kind="number"),
             Cell(layer_and_position(point.layer, point.position)),
-            or_dash(rate_cell(point.true_refusal_rate)),
-            or_dash(rate_cell(point.false_refusal_rate)),
+            _rate_and_change(point.true_refusal_rate, point.true_refusals),
+            _rate_and_change(point.false_refusal_rate, point.false_refusals),
             _mean_or_dash(point.refusal_score_borderline),
             _mean_or_dash(point.kl_harmless),
             Cell("chosen" if point.chosen else point.note),
@@ -156,6 +158,14 @@ def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
     )
     columns = ("Lambda", "Direction", "True refusals", "False refusals", "Borderline score", "KL (nats)", "")
     return Table("Every lambda that was tried, on validation prompts", columns, rows)
+
+
+def _rate_and_change(rate: Rate | None, change: PairedComparison | None) -> Cell:
+    cell = or_dash(rate_cell(rate))
+    if change is None or not change.n:
+        return cell
+    moved = f"{points(change.difference)} points, {points(change.low)} to {points(change.high)}"
+    return Cell(cell.text, (*cell.details, moved), cell.kind)
 
 
 def _mean_or_dash(mean: Mean | None) -> Cell:

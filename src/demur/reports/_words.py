@@ -40,7 +40,9 @@ def verdict(summary: Summary) -> str:
     metrics = summary.metrics
     true, false, harmless = metrics.true_refusal_rate, metrics.false_refusal_rate, metrics.harmless_refusal_rate
     if false.after is None or true.after is None:
-        return (
+        nothing = summary.kind == "calibration" and summary.operating_point is None
+        finding = "No calibration of this kind frees false refusals and keeps true ones here. " if nothing else ""
+        return finding + (
             f"The model refuses {_percent(true.before)} of harmful prompts, {_percent(false.before)} of borderline "
             f"prompts that it should answer, and {_percent(harmless.before)} of harmless prompts."
         )
@@ -148,7 +150,11 @@ def lambda_words(curve: Sequence[LambdaPoint]) -> tuple[str, ...]:
     )
     chosen = next((point for point in curve if point.chosen), None)
     if chosen is None:
-        return (f"{what} None was chosen.",)
+        return (
+            f"{what} None was chosen: the table is the frontier. It says of the best candidate of each lambda what it "
+            "frees and keeps, and by how much it misses which limit; a margin as wide as the loss would have admitted "
+            "it, if the answers under pressure are kept too.",
+        )
     left = _percent(chosen.false_refusal_rate)
     kept = _percent(chosen.true_refusal_rate)
     return (
