@@ -284,10 +284,7 @@ def complete_test(
     condition = BASE_MODEL if intervention is None else CALIBRATED_MODEL
     what = "the base model" if intervention is None else "the calibrated model"
     progress.start(f"answering test prompts with {what}", sum(len(test) for test in tests.values()))
-    return {
-        label: runner.complete(test, condition=condition, split="test", intervention=intervention)
-        for label, test in tests.items()
-    }
+    return runner.complete_sets(tests, condition=condition, split="test", intervention=intervention)
 
 
 def _write_projections(study: Study, refusal: RefusalDirection, intervention: Intervention | None) -> None:

@@ -94,10 +94,7 @@ def _judged_base(study: Study) -> dict[PromptLabel, list[CompletionRecord]]:
     """The base model's answers to the validation prompts of the lambda curve."""
     prompts = {label: study.split(label, "validation") for label in CURVE}
     study.progress.start("answering validation prompts", sum(len(each) for each in prompts.values()))
-    return {
-        label: study.runner.complete(each, condition=BASE_MODEL, split="validation", until_settled=True)
-        for label, each in prompts.items()
-    }
+    return study.runner.complete_sets(prompts, condition=BASE_MODEL, split="validation", until_settled=True)
 
 
 def _no_point(study: Study, curve: Sequence[LambdaPoint]) -> str:

@@ -151,17 +151,14 @@ def _judged_point(
 ) -> tuple[LambdaPoint, Kept]:
     """The row of a point whose answers are judged, and how sure it is that true refusals are kept there."""
     intervention = DirectionalAblation(candidate.vector)
-    after = {
-        label: study.runner.complete(
-            study.split(label, "validation"),
-            condition=f"lambda={strength:g}",
-            split="validation",
-            intervention=intervention,
-            keep_text=False,
-            until_settled=True,
-        )
-        for label in CURVE
-    }
+    after = study.runner.complete_sets(
+        {label: study.split(label, "validation") for label in CURVE},
+        condition=f"lambda={strength:g}",
+        split="validation",
+        intervention=intervention,
+        keep_text=False,
+        until_settled=True,
+    )
     kept = kept_at_rest(study, before["harmful"], after["harmful"])
     true = paired_refusals(before["harmful"], after["harmful"])
     false = paired_refusals(before["borderline"], after["borderline"])

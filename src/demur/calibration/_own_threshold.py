@@ -73,13 +73,15 @@ def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRec
     asked = {label: study.split(label, "train")[: study.settings.n_answered] for label in present}
     study.progress.start("learning how the model refuses", sum(map(len, asked.values())))
 
-    def answers(label: PromptLabel, first: int, end: int | None) -> list[CompletionRecord]:
-        return study.runner.complete(asked[label][first:end], condition=BASE_MODEL, split="train", until_settled=True)
+    def answers(first: int, end: int | None) -> dict[PromptLabel, list[CompletionRecord]]:
+        some = {label: each[first:end] for label, each in asked.items()}
+        return study.runner.complete_sets(some, condition=BASE_MODEL, split="train", until_settled=True)
 
-    whole = {label: answers(label, 0, _WHOLE) for label in present}
+    whole = answers(0, _WHOLE)
     length, changes = _verdict_length(study, [record for each in whole.values() for record in each])
     study.runner.max_new_tokens = length
-    return {label: [*whole[label], *answers(label, _WHOLE, None)] for label in present}, length, changes
+    rest = answers(_WHOLE, None)
+    return {label: [*whole[label], *rest[label]] for label in present}, length, changes
 
 
 def _verdict_length(study: "Study", records: Sequence[CompletionRecord]) -> tuple[int, int]:

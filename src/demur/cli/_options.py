@@ -77,6 +77,18 @@ RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+VerdictTokens = Annotated[
+    int, typer.Option(help="Tokens of an answer by which it is judged; 0 learns how many are enough.")
+]
+PressurePrompts = Annotated[
+    int, typer.Option("--pressure-prompts", help="Most harmful test prompts under each condition of pressure; 0: all.")
+]
+SampledPrompts = Annotated[
+    int, typer.Option("--sampled-prompts", help="Most test prompts of a set that are sampled too; 0: none.")
+]
+Processes = Annotated[
+    int, typer.Option(help="Processes that share the work on a CPU; 0: one for each core, as far as memory allows.")
+]
 BatchSize = Annotated[
     int, typer.Option(help="Prompts generated together; 0 takes what suits device, memory and model.")
 ]
