@@ -18,6 +18,7 @@ from demur.errors import ModelError
 from demur.models._chat_model import ChatModel
 from demur.models._chat_template import ChatTemplate
 from demur.models._processes import local_rank, world
+from demur.types import Progress
 
 _DTYPES = {
     "float64": torch.float64,
@@ -37,6 +38,7 @@ def load_chat_model(
     template_options: Mapping[str, Any] | None = None,
     response_prefix: str = "",
     trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> ChatModel:
     """Load a model with its tokenizer and prove its layout.
 
@@ -51,6 +53,7 @@ def load_chat_model(
         template_options: variables of the chat template, such as {"enable_thinking": False}.
         response_prefix: text put after the generation prompt, such as a closed thinking block.
         trust_remote_code: run Python code that comes with the checkpoint. Off unless asked for.
+        progress: told how far the proof of the layout is.
 
     Raises:
         ModelError: the model, its weights, its tokenizer or its chat template cannot be loaded.
@@ -70,7 +73,7 @@ def load_chat_model(
             f"{model_id}: its chat template has no variable {unused[0]!r}, so --template-option {unused[0]}=... would "
             "change nothing. Leave it out, or look up the name in the template."
         )
-    return ChatModel(model, tokenizer, model_id, commit, template)
+    return ChatModel(model, tokenizer, model_id, commit, template, progress=progress, keep_proof=True)
 
 
 def load_parts(
