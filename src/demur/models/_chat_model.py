@@ -63,7 +63,7 @@ class ChatModel:
     keep_proof: InitVar[bool] = False
     layout: Layout = field(init=False)
     probe: ProbeResult = field(init=False)
-    _hashed: tuple[list[tuple[int, int]], str] | None = field(init=False, repr=False, compare=False, default=None)
+    _hashed: tuple[str, str] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self, progress: Progress | None, keep_proof: bool) -> None:
         if self.template is None:
@@ -88,8 +88,11 @@ class ChatModel:
             write_proof(key, self.probe)
 
     def _content_hash(self) -> str:
-        """`content_hash`, computed once as long as no weight changes: it reads all of them."""
-        stamp = [(tensor.data_ptr(), tensor._version) for tensor in self.model.state_dict().values()]
+        """`content_hash`, computed once as long as nothing changes: it reads all weights."""
+        tensors = self.model.state_dict().values()
+        state = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
+        settings = (self.model.config.to_dict(), self.tokenizer.chat_template, end_tokens(self.model, self.tokenizer))
+        stamp = f"{state} {settings}"
         if self._hashed is None or self._hashed[0] != stamp:
             self._hashed = (stamp, content_hash(self.model, self.tokenizer))
         return self._hashed[1]

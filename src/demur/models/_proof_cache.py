@@ -1,8 +1,8 @@
 """Proofs of layouts on disk, so that the forward passes of a proof run once for the same weights.
 
 Only the numbers are kept. Which parameters write to the stream is never read from disk: it is found anew from the model
-in memory at every load, and the key holds what was found, beside a hash of all weights. A cache that somebody edited can
-so at most repeat numbers for the very list that demur finds by itself; it cannot take a writer off that list.
+in memory at every load, and the key holds what was found, beside a hash of all weights. An edited cache can so at most
+repeat numbers for the very list that demur finds by itself; it cannot take a writer off that list.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import torch
 
 from demur.models._layout import Layout
 from demur.models._probe import ProbeResult, tolerance_of
+from demur.models._widened import widened_dtype
 
 _FORMAT = "demur.proof/1"
 
@@ -70,6 +71,8 @@ def read_proof(key: str, layout: Layout) -> ProbeResult | None:
         if found["format"] != _FORMAT or found["key"] != key:
             return None
         dtype = getattr(torch, found["dtype"])
+        if dtype not in (layout.dtype, widened_dtype(layout.dtype)):
+            return None
         # The tolerance is computed, not read, and the numbers are held to it again.
         tolerance = tolerance_of(dtype, len(layout.blocks))
         per_block = tuple(float(value) for value in found["per_block"])
