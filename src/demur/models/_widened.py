@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 HALF = (torch.float16, torch.bfloat16)
 # They pick entries of what may be a huge matrix: only what was picked is widened.
@@ -45,12 +45,12 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.half is None or func.is_view:
             return func(*args, **kwargs)
         if name in _GATHERS:
-            return tree_map_only(Tensor, _wide, func(*args, **kwargs))
+            return _mapped(_wide, func(*args, **kwargs))
         mutated = func._schema.is_mutable
         given = args
         # What an operation writes into must stay the very same tensor.
-        args = (args[0], *tree_map_only(Tensor, _wide, args[1:])) if mutated else tree_map_only(Tensor, _wide, args)
-        named = kwargs if mutated else tree_map_only(Tensor, _wide, kwargs)
+        args = (args[0], *_mapped(_wide, args[1:])) if mutated else _mapped(_wide, args)
+        named = kwargs if mutated else _mapped(_wide, kwargs)
         if named.get("dtype") in HALF:
             named = {**named, "dtype": torch.float32}
         try:
@@ -61,10 +61,8 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if mutated:
                 raise
             self.narrow.add(name)
-            result = func(
-                *tree_map_only(Tensor, self._narrowed, given), **tree_map_only(Tensor, self._narrowed, kwargs)
-            )
-        return result if mutated else tree_map_only(Tensor, _wide, result)
+            result = func(*_mapped(self._narrowed, given), **_mapped(self._narrowed, kwargs))
+        return result if mutated else _mapped(_wide, result)
 
     def _narrowed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.half) if tensor.dtype == torch.float32 else tensor
@@ -84,7 +82,20 @@ class WidenedCalls(TorchFunctionMode):
             tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
             if getattr(func, "__name__", "_").endswith("_") or not any(item.dtype in HALF for item in tensors):
                 raise
-            return func(*tree_map_only(Tensor, _wide, args), **tree_map_only(Tensor, _wide, kwargs))
+            return func(*_mapped(_wide, args), **_mapped(_wide, kwargs))
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The value with every tensor in its tuples, lists and dicts changed; torch's own map takes most of a pass."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        items = [_mapped(change, item) for item in value]
+        # Named tuples take their fields one by one.
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: _mapped(change, item) for key, item in value.items()}
+    return value
 
 
 def _wide(tensor: Tensor) -> Tensor:
