@@ -18,6 +18,7 @@ from demur.models._tape import Ref, Tape
 from demur.models._terms import Explanation, Scale, Term, additive_terms
 
 WriterKind = Literal["embedding", "attention", "mlp", "bias", "norm_bias", "other"]
+_SLICE = 2**19  # numbers of a weight that are edited at a time in float64
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ class Writer:
         basis = torch.linalg.qr(readings.T).Q
         result = tensor.detach().clone()
         rows = result.movedim(self.axis, 0)
-        flat = rows.reshape(rows.shape[0], -1)  # edited in slices, so that the float64 copy stays small
-        for columns in torch.split(flat, 65536, dim=1):
+        flat = rows.reshape(len(rows), -1)
+        # Slices stay in the processor's cache: whole matrices in float64 cost more than the products do.
+        for columns in torch.split(flat, max(_SLICE // len(rows), 1), dim=1):
             exact = columns.to(torch.float64)
-            columns.copy_(exact - strength * (basis @ (basis.T @ exact)))
+            columns.copy_(torch.addmm(exact, basis, basis.T @ exact, alpha=-strength))
         return flat.reshape(rows.shape).movedim(0, self.axis).contiguous()
 
 
