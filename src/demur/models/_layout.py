@@ -18,7 +18,6 @@ from demur.models._tape import Ref, Tape
 from demur.models._terms import Explanation, Scale, Term, additive_terms
 
 WriterKind = Literal["embedding", "attention", "mlp", "bias", "norm_bias", "other"]
-_SLICE = 2**19  # numbers of a weight that are edited at a time in float64
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Writer:
         result = tensor.detach().clone()
         rows = result.movedim(self.axis, 0)
         flat = rows.reshape(len(rows), -1)
-        # Slices stay in the processor's cache: whole matrices in float64 cost more than the products do.
-        for columns in torch.split(flat, max(_SLICE // len(rows), 1), dim=1):
+        # Slices of 4 MB stay in the processor's cache: whole matrices in float64 cost more than the products do.
+        for columns in torch.split(flat, max(2**19 // len(rows), 1), dim=1):
             exact = columns.to(torch.float64)
             columns.copy_(torch.addmm(exact, basis, basis.T @ exact, alpha=-strength))
         return flat.reshape(rows.shape).movedim(0, self.axis).contiguous()
@@ -99,7 +98,6 @@ class Layout:
     entry_sites: tuple[str, ...] = ()
     """Modules whose outputs are added up in the first block's input, each up to one number per token: the embeddings.
     Some families read these once more beside the stream (Zamba's shared blocks, Gemma 4's inputs per layer)."""
-
     packed: str | None = None
     """How the weights are quantised, in words, where that is so: such a model can be changed by hooks only, and
     `writers` is empty."""
