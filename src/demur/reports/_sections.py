@@ -16,6 +16,7 @@ from demur.records import (
     Mechanism,
     Metrics,
     PairedComparison,
+    ProbabilityChange,
     ProjectionRecord,
     Rate,
 )
@@ -148,8 +149,8 @@ def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
         (
             Cell(f"{point.lambda_:g}", kind="number"),
             Cell(layer_and_position(point.layer, point.position)),
-            _rate_and_change(point.true_refusal_rate, point.true_refusals),
-            _rate_and_change(point.false_refusal_rate, point.false_refusals),
+            _rate_and_change(point.true_refusal_rate, point.true_refusals, point.true_refusals_by_score),
+            _rate_and_change(point.false_refusal_rate, point.false_refusals, point.false_refusals_by_score),
             _mean_or_dash(point.refusal_score_borderline),
             _mean_or_dash(point.kl_harmless),
             Cell("chosen" if point.chosen else point.note),
@@ -160,12 +161,16 @@ def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
     return Table("Every lambda that was tried, on validation prompts", columns, rows)
 
 
-def _rate_and_change(rate: Rate | None, change: PairedComparison | None) -> Cell:
+def _rate_and_change(rate: Rate | None, change: PairedComparison | None, by_score: ProbabilityChange | None) -> Cell:
+    """The judged rate with its change; where no answers were judged, what next tokens say of the change."""
     cell = or_dash(rate_cell(rate))
-    if change is None or not change.n:
+    if rate is not None and change is not None and change.n:
+        moved = f"{points(change.difference)} points, {points(change.low)} to {points(change.high)}"
+        return Cell(cell.text, (*cell.details, moved), cell.kind)
+    if by_score is None:
         return cell
-    moved = f"{points(change.difference)} points, {points(change.low)} to {points(change.high)}"
-    return Cell(cell.text, (*cell.details, moved), cell.kind)
+    interval = f"{points(by_score.low)} to {points(by_score.high)}"
+    return Cell("not judged", (f"by scores {points(by_score.difference)} points, {interval}",), "number")
 
 
 def _mean_or_dash(mean: Mean | None) -> Cell:
