@@ -60,9 +60,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", default="qwen2.5-coder-0.5b-instruct", help="one of the fetched, a folder or a hub id"
-    )
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct", help="a fetched one, a folder or a hub id")
     parser.add_argument("--prompts", type=Path, help="folder of published files; the shipped English sets without one")
     parser.add_argument("--sizes", default="128,96,200", help="train, validation and test prompts of each set")
     parser.add_argument("--seeds", default="0,1", help="seeds of the split")

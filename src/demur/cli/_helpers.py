@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
+from demur.cli._console import WORDS
+
 _PATIENCE = timedelta(minutes=2)
 """For their start; Python and torch take seconds."""
 
