@@ -18,8 +18,7 @@ from real_models import PACKAGES, FetchError, fetch
 from real_prompts import write_sets
 
 from demur.records import RunFolder, Summary
-from demur.reports import run_document
-from demur.reports._markdown import render_markdown
+from demur.reports import render_markdown, run_document
 
 SECTIONS = ("results", "threshold", "mechanism", "lambda", "pressure", "gate")
 """Sections of a report that the page takes over."""
