@@ -26,7 +26,7 @@ parameters, and generated 18, 30, 48, 61 and 81 in batches of 16, 32, 64, 128 an
 MOST_ELSEWHERE = 128
 """The same reckoning for a GPU: operations over bytes read per second are 100 to 300."""
 _SHARE = {"cuda": 0.5}
-_SHARE_ELSEWHERE = 0.25
+_SHARE_ELSEWHERE = 0.4
 """Of the memory that the weights leave. The rest is for what is not counted, and in main memory for other processes of
 the same run and whoever else uses the machine; where it does not suffice, batches are halved."""
 _MORE_TOKENS = 64

@@ -30,6 +30,7 @@ from demur.evaluation import (
     measure_sampled,
     metrics_of,
     no_operating_point,
+    rates_by_category,
 )
 from demur.interventions import DirectionalAblation, Intervention, in_shipped_form, save_edits
 from demur.models import ChatModel, process_folder
@@ -185,6 +186,7 @@ def _measure(
         metrics=metrics,
         comparison=comparison,
         pressure=pressure,
+        categories=rates_by_category({label: study.prompts[label].split("test") for label in LABELS}, before, after),
         sampled=sampled,
         gate=gate,
         stability=stability(study, refusal, calibrated),

@@ -39,10 +39,12 @@ _LENGTHS = (8, 12, 16, 24, 32, 48, 64)
 _LONGEST = 96
 """Tokens of these answers at most. On labelled answers of other models the phrase judge agrees with people as well
 after 96 tokens as at the end (kappa 0.93), and nearly so after 48 (0.92)."""
-_SHORTEST = 24
+_SHORTEST = 32
 """Least length of a judged answer: a late turn must have room."""
-_ROOM = 1.5
-"""How much longer than the shortest sufficient length judged answers are."""
+_ROOM = 2
+"""How many times the shortest sufficient length judged answers are long."""
+_ALLOWED = 0.04
+"""Share of these answers whose verdict may come later than that: about as many as the judge and people disagree on."""
 _DISCOVERY = 48
 """Most refusals, and most answers, whose first tokens are compared: each row is the whole vocabulary."""
 _FEWEST = 4
@@ -70,8 +72,7 @@ class Answered:
 def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
     """Judged answers to train prompts of every set; how long answers must be to be judged; verdicts that this changes.
 
-    The first of each set are answered at length; the rest, as all later answers of the run, at the learned length: half
-    as long again as the shortest at which all verdicts are those of the long answers.
+    The first of each set are answered at length; the rest, as all later answers of the run, at the learned length: twice the shortest at which all verdicts are those of the long answers.
     """
     study.runner.max_new_tokens = study.settings.max_new_tokens
     present = [label for label in LABELS if label in study.prompts]
@@ -102,14 +103,16 @@ def _verdict_length(study: "Study", records: Sequence[CompletionRecord]) -> tupl
     encoded = [tokenizer(record.completion or "", add_special_tokens=False)["input_ids"] for record in records]
 
     def changed(length: int) -> int:
+        """Refusals that are not seen yet, or no longer; text that turns out garbled later is no refusal."""
         cut = [str(tokenizer.decode(tokens[:length])) for tokens in encoded]
         verdicts = judge.judge_batch([(record.prompt, text) for record, text in zip(records, cut, strict=True)])
-        return sum(_refuses(one) != is_refusal(record) for one, record in zip(verdicts, records, strict=True))
+        pairs = zip(verdicts, records, strict=True)
+        return sum((_refuses(one) is True) != (is_refusal(record) is True) for one, record in pairs)
 
-    allowed = len(records) // 100
+    allowed = int(_ALLOWED * len(records))
     most = study.runner.max_new_tokens
     for length in _LENGTHS:
-        chosen = min(max(_SHORTEST, int(_ROOM * length)), most)
+        chosen = min(max(_SHORTEST, _ROOM * length), most)
         if length < most and changed(length) <= allowed:
             return chosen, changed(chosen)
     return most, 0

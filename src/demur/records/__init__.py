@@ -90,7 +90,7 @@ from demur.records._monitor import (
     ProbeRole,
 )
 from demur.records._pressure import PooledDifference, Pressure, PressureCondition, SampledRefusals
-from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
+from demur.records._rates import BeforeAfter, CategoryRates, JudgeIdentity, Mean, PairedComparison, Rate
 from demur.records._run import (
     BASE_MODEL,
     CALIBRATED_MODEL,
@@ -218,6 +218,7 @@ __all__ = [
     "CandidateWins",
     "Candidates",
     "CapabilityRecord",
+    "CategoryRates",
     "CheckRecord",
     "CheckRule",
     "ClusteredComparison",

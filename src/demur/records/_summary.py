@@ -9,7 +9,7 @@ from demur.records._fidelity import Fidelity
 from demur.records._identity import ModelIdentity, PromptSetIdentity
 from demur.records._leakage import LeakageReport
 from demur.records._pressure import Pressure, SampledRefusals
-from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
+from demur.records._rates import BeforeAfter, CategoryRates, JudgeIdentity, Mean, PairedComparison, Rate
 from demur.records._statistics import NoiseFloor, Stability
 from demur.records._threshold import RefusalThreshold
 from demur.types import Decision, PromptLabel
@@ -268,6 +268,8 @@ class Summary(Record):
     comparison: Comparison | None = None
     pressure: Pressure | None = None
     """True refusals under pressure; null where that was not measured."""
+    categories: tuple[CategoryRates, ...] = ()
+    """Rates by category, where prompts carry several."""
     sampled: tuple[SampledRefusals, ...] = ()
     """Refusal probabilities over sampled answers to test prompts."""
     gate: Gate | None = None

@@ -14,6 +14,7 @@ from demur.reports._provenance import missing_records, provenance_tables
 from demur.reports._records import RunRecords
 from demur.reports._sections import (
     candidate_table,
+    category_table,
     gate_table,
     lambda_table,
     lost_refusals_table,
@@ -119,7 +120,11 @@ def _results(run: RunRecords) -> Section:
         title="Results on test prompts",
         words=tuple(words),
         figure=Figure("rates", "Dot chart of the rates, with intervals", rates_caption(run.summary)),
-        tables=(measures_table(rows), *((sampled_table(run.summary.sampled),) if run.summary.sampled else ())),
+        tables=(
+            measures_table(rows),
+            *((sampled_table(run.summary.sampled),) if run.summary.sampled else ()),
+            *((category_table(run.summary.categories),) if run.summary.categories else ()),
+        ),
         terms=terms(run.summary),
     )
 

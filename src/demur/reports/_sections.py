@@ -9,6 +9,7 @@ from demur.records import (
     BASE_MODEL,
     Candidates,
     CandidateScores,
+    CategoryRates,
     CompletionRecord,
     Gate,
     LambdaPoint,
@@ -22,7 +23,7 @@ from demur.records import (
 )
 from demur.reports._examples import VERDICT_WORDS, Pair, lost_true_refusals
 from demur.reports._format import bound, layer_and_position, number, points, short_hash, token
-from demur.reports._tables import Cell, SummaryRow, Table, or_dash, plain_mean_cell, rate_cell
+from demur.reports._tables import Cell, SummaryRow, Table, difference_cell, or_dash, plain_mean_cell, rate_cell
 from demur.types import PromptLabel
 
 LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
@@ -48,6 +49,21 @@ def measures_table(rows: Sequence[SummaryRow]) -> Table:
             cells.append((name, or_dash(row.before)))
     caption = "Rates with k/n and 95 % intervals"
     return Table(f"{caption}, before and after on the same prompts" if compared else caption, columns, tuple(cells))
+
+
+def category_table(categories: Sequence[CategoryRates]) -> Table:
+    """Rates by category of the prompts."""
+    compared = any(each.comparison is not None for each in categories)
+    columns = ("Prompts", "Refused before", *(("After", "Difference") if compared else ()))
+    rows = []
+    for each in categories:
+        cells = [Cell(each.category, (each.label,)), or_dash(rate_cell(each.rate.before))]
+        if compared:
+            pair = each.comparison
+            moved = difference_cell(pair) if pair is not None and pair.n else None
+            cells += [or_dash(rate_cell(each.rate.after)), or_dash(moved)]
+        rows.append(tuple(cells))
+    return Table("By category of the prompts", columns, tuple(rows))
 
 
 def gate_table(gate: Gate) -> Table:
