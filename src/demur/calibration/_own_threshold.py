@@ -72,7 +72,8 @@ class Answered:
 def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
     """Judged answers to train prompts of every set; how long answers must be to be judged; verdicts that this changes.
 
-    The first of each set are answered at length; the rest, as all later answers of the run, at the learned length: twice the shortest at which all verdicts are those of the long answers.
+    The first of each set are answered at length; the rest, as all later answers of the run, at the learned length:
+    twice the shortest at which nearly all verdicts are those of the long answers.
     """
     study.runner.max_new_tokens = study.settings.max_new_tokens
     present = [label for label in LABELS if label in study.prompts]
