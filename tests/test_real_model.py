@@ -39,7 +39,7 @@ def test_a_real_model_is_proved_and_its_weights_can_hold_an_edit(chat):
 def test_a_real_model_that_hardly_refuses_gets_a_clear_error(chat, tmp_path):
     prompts = load_prompt_sets(harmful="demur:harmful", harmless="demur:harmless", borderline="demur:borderline")
     settings = CalibrationSettings(n_answered=8, max_new_tokens=32)
-    with pytest.raises(ModelError, match="does not refuse|hardly refuses") as error:
+    with pytest.raises(ModelError, match=r"does not refuse|hardly refuses") as error:
         calibrate(chat, prompts, out=tmp_path / "run", settings=settings)
     assert "harmful train prompts" in str(error.value)
     assert (tmp_path / "run" / "completions.jsonl").exists()  # what was computed is kept
