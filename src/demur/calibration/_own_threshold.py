@@ -35,16 +35,13 @@ if TYPE_CHECKING:
 LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
 _WHOLE = 16
 """Train prompts of each set whose answers are generated in full, to learn how much of an answer a verdict needs."""
-_LENGTHS = (8, 12, 16, 24, 32, 48, 64)
+_LENGTHS = (32, 48, 64)
+"""Lengths of a judged answer that are tried."""
 _LONGEST = 96
 """Tokens of these answers at most. On labelled answers of other models the phrase judge agrees with people as well
 after 96 tokens as at the end (kappa 0.93), and nearly so after 48 (0.92)."""
-_SHORTEST = 32
-"""Least length of a judged answer: a late turn must have room."""
-_ROOM = 2
-"""How many times the shortest sufficient length judged answers are long."""
-_ALLOWED = 0.04
-"""Share of these answers whose verdict may come later than that: about as many as the judge and people disagree on."""
+_ALLOWED = 0.05
+"""Share of these answers whose verdict may come later than that: fewer than the judge and people disagree on."""
 _DISCOVERY = 48
 """Most refusals, and most answers, whose first tokens are compared: each row is the whole vocabulary."""
 _FEWEST = 4
@@ -72,8 +69,8 @@ class Answered:
 def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
     """Judged answers to train prompts of every set; how long answers must be to be judged; verdicts that this changes.
 
-    The first of each set are answered at length; the rest, as all later answers of the run, at the learned length:
-    twice the shortest at which nearly all verdicts are those of the long answers.
+    The first of each set are answered at length; the rest, as all later answers of the run, at the learned length: the
+    shortest at which nearly all verdicts are those of the long answers.
     """
     study.runner.max_new_tokens = study.settings.max_new_tokens
     present = [label for label in LABELS if label in study.prompts]
@@ -113,9 +110,8 @@ def _verdict_length(study: "Study", records: Sequence[CompletionRecord]) -> tupl
     allowed = int(_ALLOWED * len(records))
     most = study.runner.max_new_tokens
     for length in _LENGTHS:
-        chosen = min(max(_SHORTEST, _ROOM * length), most)
-        if length < most and changed(length) <= allowed:
-            return chosen, changed(chosen)
+        if length < most and (late := changed(length)) <= allowed:
+            return length, late
     return most, 0
 
 
