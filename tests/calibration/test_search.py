@@ -50,13 +50,11 @@ from demur.records import (
 from demur.testing import load_toy_chat_model
 from demur.types import SilentProgress
 
-SETTINGS = replace(
-    SMALL, search=True, trials=8, n_validation=12, n_mechanism=4, max_new_tokens=16, batch_size=128, lambdas=(1.0, 0.7)
-)
+SETTINGS = replace(SMALL, search=True, trials=8, n_mechanism=4, max_new_tokens=16, batch_size=128, lambdas=(1.0, 0.7))
 
 
 def sets():
-    return small_sets(validation=12, test=12)
+    return small_sets(test=12)
 
 
 @pytest.fixture(scope="module")
