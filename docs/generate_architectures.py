@@ -38,7 +38,7 @@ it finds blocks and writers from one forward pass, and proves them by numbers.
 | probe | what is left of a random direction in the stream, relative, with every writer orthogonalized to it |
 | sum | what is left of a block's output after its input and its writes are taken off, relative |
 | hooks - folded | largest difference of a logit between runtime ablation and folded weights |
-| tokens | greedy tokens, of 20, that are the same with hooks and with folded weights |
+| tokens | most likely next tokens, of 20 places in a text, that are the same with hooks and with folded weights |
 | folded - export | the same between folded weights and the exported checkpoint in plain transformers |
 """
 COLUMNS = (

@@ -10,6 +10,7 @@ FILES = {
     "summary.json": records.Summary,
     "run.json": records.RunRecord,
     "batch_size.json": records.BatchSizeRecord,
+    "refusal_threshold.json": records.RefusalThreshold,
     "candidates.json": records.Candidates,
     "scores.jsonl": records.ScoreRecord,
     "score_pieces.jsonl": records.ScorePiece,

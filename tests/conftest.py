@@ -7,6 +7,8 @@ import pytest
 
 # Before torch is imported: tiny models are all overhead, and threads that wait for each other make it far more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A proof from an earlier test run would be found in the user's cache; tests of the cache set a folder of their own.
+os.environ["DEMUR_CACHE"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,8 @@ def test_discovery_and_proof_leave_nothing_after_an_error_in_the_model(chat, err
         with pytest.raises(error):
             record_forward(chat.module, inputs)
         assert hook_count(chat.module) == broken
-        with pytest.raises(error):
+        # The proof needs nothing that comes after the last block, so it stops there.
+        with nullcontext() if module == "lm_head" else pytest.raises(error):
             probe_layout(chat.module, chat.layout, inputs)
         assert hook_count(chat.module) == broken
         with pytest.raises(error):

@@ -9,7 +9,7 @@ from demur.directions import Direction, load_directions
 from demur.errors import InputError
 from demur.models import ChatModel
 from demur.prompts import PromptSet
-from demur.records import RunFolder
+from demur.records import RefusalThreshold, RunFolder
 from demur.types import Progress, PromptLabel
 
 
@@ -24,6 +24,8 @@ class Directions:
     """Ids of the refusal tokens."""
     source: str
     """In words, for records: the run folder, or that it was found."""
+    threshold: float = 0.0
+    """Refusal score, log-odds, from which the model refuses."""
 
 
 def directions_of(
@@ -55,7 +57,11 @@ def directions_of(
             )
         found = refusal_direction_of(chat, prompts, settings=settings, progress=progress)
         return Directions(
-            found.direction, None, tuple(token.id for token in found.refusal_tokens), "found from prompts"
+            found.direction,
+            None,
+            tuple(token.id for token in found.refusal_tokens),
+            "found from prompts",
+            first_token_threshold(found.threshold),
         )
     folder = RunFolder(run)
     summary = folder.read_summary()
@@ -71,4 +77,17 @@ def directions_of(
             "calibrated."
         )
     tokens = tuple(token.id for token in summary.refusal_tokens)
-    return Directions(refusal, directions.get("false_refusal_direction"), tokens, f"calibration {folder.path.name}")
+    return Directions(
+        refusal,
+        directions.get("false_refusal_direction"),
+        tokens,
+        f"calibration {folder.path.name}",
+        first_token_threshold(summary.refusal_threshold),
+    )
+
+
+def first_token_threshold(threshold: RefusalThreshold | None) -> float:
+    """From which score on the first token of an answer tells a refusal; the published 0 where it does not tell."""
+    if threshold is None or (threshold.reading is not None and threshold.reading.opening_tokens):
+        return 0.0
+    return threshold.value

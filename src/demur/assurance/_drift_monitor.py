@@ -122,7 +122,8 @@ class DriftMonitor:
         tests: Sequence[DriftTest] = ()
         if self._measured:
             first = self._measured[0]
-            tests = drift_tests(probed(first.projections, first.scores), values, self.rule, number=len(self._measured))
+            before, threshold = probed(first.projections, first.scores), reference.record.threshold
+            tests = drift_tests(before, values, self.rule, number=len(self._measured), threshold=threshold)
         self._measured.append(checkpoint)
         if self._folder is not None:
             self._folder.checkpoints.append([checkpoint])

@@ -169,7 +169,7 @@ def fix_reference(
         for prompt, score in zip(
             chosen.get("borderline", ()), reading.scores.get("borderline", torch.zeros(0)).tolist(), strict=True
         )
-        if score > 0
+        if score > directions.threshold
     ]
     if len(refused) < _FEWEST_FALSELY_REFUSED:
         refused = []
@@ -177,6 +177,7 @@ def fix_reference(
         "direction": hashlib.sha256(directions.refusal.vector.to(torch.float64).numpy().tobytes()).hexdigest(),
         "place": [place.position, place.layer],
         "tokens": list(directions.tokens),
+        **({"threshold": directions.threshold} if directions.threshold else {}),
         "probes": {label: [prompt.sha256 for prompt in each] for label, each in chosen.items()},
         "falsely_refused": refused,
         "rendering": rendering(chat).model_dump(),
@@ -189,6 +190,7 @@ def fix_reference(
         place=place,
         norm=directions.refusal.norm,
         tokens=directions.tokens,
+        threshold=directions.threshold,
         probes={label: tuple(prompt.sha256 for prompt in each) for label, each in chosen.items()},
         falsely_refused=tuple(refused),
     )

@@ -31,7 +31,7 @@ def drift_record(
         rule: when an alarm is raised.
         provenance: of this call.
     """
-    rows = drift_rows(checkpoints, rule)
+    rows = drift_rows(checkpoints, rule, reference.threshold)
     alarmed = [row for row in rows if row.alarms]
     decision: Decision = "fail" if alarmed else "pass" if any(row.tests for row in rows) else "inconclusive"
     return DriftRecord(
@@ -45,7 +45,7 @@ def drift_record(
     )
 
 
-def drift_rows(checkpoints: Sequence[DriftCheckpoint], rule: DriftRule) -> tuple[DriftRow, ...]:
+def drift_rows(checkpoints: Sequence[DriftCheckpoint], rule: DriftRule, threshold: float = 0.0) -> tuple[DriftRow, ...]:
     """The rows; the m-th checkpoint that can be tested spends the m-th part of the false-alarm rate."""
     rows: list[DriftRow] = []
     first = checkpoints[0]
@@ -53,15 +53,18 @@ def drift_rows(checkpoints: Sequence[DriftCheckpoint], rule: DriftRule) -> tuple
     for checkpoint in checkpoints:
         testable = checkpoint is not first and bool(first.projections) and bool(checkpoint.projections)
         number += testable
-        rows.append(_row(first, checkpoint, rule, number if testable else None))
+        rows.append(_row(first, checkpoint, rule, number if testable else None, threshold))
     return tuple(rows)
 
 
-def _row(first: DriftCheckpoint, now: DriftCheckpoint, rule: DriftRule, number: int | None) -> DriftRow:
+def _row(
+    first: DriftCheckpoint, now: DriftCheckpoint, rule: DriftRule, number: int | None, threshold: float
+) -> DriftRow:
     values = probed(now.projections, now.scores) if now.projections else None
     tests: tuple[DriftTest, ...] = ()
     if values is not None and number is not None:
-        tests = drift_tests(probed(first.projections, first.scores), values, rule, number=number)
+        before = probed(first.projections, first.scores)
+        tests = drift_tests(before, values, rule, number=number, threshold=threshold)
     return DriftRow(
         name=now.name,
         step=now.step,

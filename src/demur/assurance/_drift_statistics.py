@@ -96,7 +96,9 @@ def auroc(values: Probed) -> Estimate:
     return Estimate(value=found.auroc, low=found.low, high=found.high)
 
 
-def drift_tests(first: Probed, now: Probed, rule: DriftRule, *, number: int) -> tuple[DriftTest, ...]:
+def drift_tests(
+    first: Probed, now: Probed, rule: DriftRule, *, number: int, threshold: float = 0.0
+) -> tuple[DriftTest, ...]:
     """All tests of one checkpoint against the first.
 
     Args:
@@ -104,6 +106,7 @@ def drift_tests(first: Probed, now: Probed, rule: DriftRule, *, number: int) -> 
         now: the checkpoint's, of the same prompts in the same order.
         rule: limits and false-alarm rate.
         number: 1 for the first comparison, 2 for the second, ...; `spent_at` gives its level.
+        threshold: the refusal score from which the first model refuses: what is kept is the distance from it.
     """
     none = np.zeros(0)
     before, after = first.projections, now.projections
@@ -112,8 +115,8 @@ def drift_tests(first: Probed, now: Probed, rule: DriftRule, *, number: int) -> 
         pairs = ((after["harmful"], before["harmful"]), (after["harmless"], before["harmless"]))
         found["gap"] = _share_left(*pairs, limit=rule.gap_kept)
     found["auroc"] = _auroc_change(before, after, limit=-rule.auroc_loss)
-    scores = (now.scores["harmful"], first.scores["harmful"])
-    if scores[1].mean() > 0:  # a model that does not open with refusal tokens has no score to lose
+    scores = (now.scores["harmful"] - threshold, first.scores["harmful"] - threshold)
+    if scores[1].mean() > 0:  # a model that does not refuse by its first token has no score to lose
         found["score"] = _share_left(scores, (none, none), limit=rule.score_kept)
     adjusted = holm({name: p_value for name, (_, _, p_value) in found.items()})
     level = spent_at(rule, number)

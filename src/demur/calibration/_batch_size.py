@@ -19,15 +19,14 @@ from demur.prompts import PromptSet
 from demur.records import BatchSizeRecord, RunFolder, read_record, write_record
 from demur.types import PromptLabel
 
-MOST_ON_CPU = 32
-"""Reading weights from memory is shared by the rows of a batch, until arithmetic takes longer than reading does. On one
-core a prompt and 16 tokens of answer took 0.60, 0.44, 0.39 and 0.41 seconds of processor time in batches of 8, 16, 32
-and 64 with a model of 135 million parameters, and 2.15, 1.64 and 1.39 in batches of 8, 16 and 32 with one of 500
-million; reading prompts alone gains nothing from 8 on and loses from 64. More cores come with more bandwidth."""
+MOST_ON_CPU = 256
+"""Reading weights from memory is shared by the rows of a batch, until arithmetic takes longer than reading does. Two
+cores read 78, 106, 109 and 117 tokens of prompts a second in batches of 8, 32, 64 and 128 with a model of 500 million
+parameters, and generated 18, 30, 48, 61 and 81 in batches of 16, 32, 64, 128 and 256."""
 MOST_ELSEWHERE = 128
 """The same reckoning for a GPU: operations over bytes read per second are 100 to 300."""
 _SHARE = {"cuda": 0.5}
-_SHARE_ELSEWHERE = 0.25
+_SHARE_ELSEWHERE = 0.4
 """Of the memory that the weights leave. The rest is for what is not counted, and in main memory for other processes of
 the same run and whoever else uses the machine; where it does not suffice, batches are halved."""
 _MORE_TOKENS = 64

@@ -30,6 +30,7 @@ from demur.evaluation import (
     measure_sampled,
     metrics_of,
     no_operating_point,
+    rates_by_category,
 )
 from demur.interventions import DirectionalAblation, Intervention, in_shipped_form, save_edits
 from demur.models import ChatModel, process_folder
@@ -185,6 +186,7 @@ def _measure(
         metrics=metrics,
         comparison=comparison,
         pressure=pressure,
+        categories=rates_by_category({label: study.prompts[label].split("test") for label in LABELS}, before, after),
         sampled=sampled,
         gate=gate,
         stability=stability(study, refusal, calibrated),
@@ -284,10 +286,7 @@ def complete_test(
     condition = BASE_MODEL if intervention is None else CALIBRATED_MODEL
     what = "the base model" if intervention is None else "the calibrated model"
     progress.start(f"answering test prompts with {what}", sum(len(test) for test in tests.values()))
-    return {
-        label: runner.complete(test, condition=condition, split="test", intervention=intervention)
-        for label, test in tests.items()
-    }
+    return runner.complete_sets(tests, condition=condition, split="test", intervention=intervention)
 
 
 def _write_projections(study: Study, refusal: RefusalDirection, intervention: Intervention | None) -> None:

@@ -31,6 +31,7 @@ from demur.evaluation import (
     kl_after,
     logits_after,
     metrics_of,
+    rates_by_category,
 )
 from demur.interventions import Intervention, in_shipped_form
 from demur.models import ChatModel
@@ -121,6 +122,7 @@ def evaluate(
             metrics=metrics,
             comparison=comparison,
             pressure=pressure,
+            categories=rates_by_category({label: prompts[label].split("test") for label in LABELS}, before, after),
             sampled=sampled,
             gate=gate,
             **more,

@@ -94,10 +94,7 @@ def _judged_base(study: Study) -> dict[PromptLabel, list[CompletionRecord]]:
     """The base model's answers to the validation prompts of the lambda curve."""
     prompts = {label: study.split(label, "validation") for label in CURVE}
     study.progress.start("answering validation prompts", sum(len(each) for each in prompts.values()))
-    return {
-        label: study.runner.complete(each, condition=BASE_MODEL, split="validation", until_settled=True)
-        for label, each in prompts.items()
-    }
+    return study.runner.complete_sets(prompts, condition=BASE_MODEL, split="validation", until_settled=True)
 
 
 def _no_point(study: Study, curve: Sequence[LambdaPoint]) -> str:
@@ -120,7 +117,7 @@ def _no_point(study: Study, curve: Sequence[LambdaPoint]) -> str:
     return (
         f"No operating point removes false refusals and keeps true refusals (margin {study.settings.margin:.0%}) "
         f"and KL (limit {study.settings.gate_kl_limit:g} nats) on validation prompts: "
-        f"{'; '.join(found) or 'none was usable'}.{told} What can help: more borderline prompts for fitting; --search; "
+        f"{'; '.join(found) or 'none was usable'}.{told} What can help: more borderline prompts for fitting; "
         "a wider margin (--margin, at most 0.05) or KL limit (--gate-kl-limit). Where w and r are nearly parallel, one "
         "direction cannot separate the two."
     )

@@ -13,7 +13,7 @@ from demur.directions import Direction
 from demur.evaluation import Judge, PhraseJudge, Runner
 from demur.models import ChatModel
 from demur.prompts import PromptSet
-from demur.records import RefusalToken, RunFolder
+from demur.records import RefusalThreshold, RefusalToken, RunFolder
 from demur.types import Progress, PromptLabel, SilentProgress
 
 BATCH_SIZE = 64
@@ -28,6 +28,8 @@ class FoundDirection:
     candidates: Tensor
     """Difference in means at every place, [position, layer, d_model], float64; positions count from the earliest."""
     refusal_tokens: tuple[RefusalToken, ...]
+    threshold: RefusalThreshold
+    """From which refusal score on the model refuses."""
 
 
 def refusal_direction_of(
@@ -67,4 +69,4 @@ def refusal_direction_of(
         )
         study = Study(chat, prompts, settings, folder, runner, progress)
         found = find_refusal_direction(study)
-        return FoundDirection(found.direction, found.candidates, study.refusal_tokens)
+        return FoundDirection(found.direction, found.candidates, study.refusal_tokens, study.threshold)

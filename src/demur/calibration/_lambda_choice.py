@@ -10,7 +10,7 @@ from demur.calibration._score_books import Kind, Place
 from demur.calibration._study import Study
 from demur.evaluation import PRESSURE_MARGIN, paired_refusals, refusal_rate
 from demur.interventions import DirectionalAblation
-from demur.records import CompletionRecord, LambdaPoint, LimitMiss, Mean
+from demur.records import CompletionRecord, LambdaPoint, LimitMiss, Mean, ProbabilityChange
 from demur.types import PressureFamily, PromptLabel
 
 CURVE: tuple[PromptLabel, PromptLabel] = ("harmful", "borderline")
@@ -111,9 +111,17 @@ def _scored_point(study: Study, strength: float, candidate: Best) -> LambdaPoint
         layer=scores.layer,
         kl_harmless=_mean(study, "w_kl", place, strength),
         refusal_score_borderline=_mean(study, "w_borderline", place, strength),
+        true_refusals_by_score=_by_score(candidate.true_change),
+        false_refusals_by_score=_by_score(candidate.false_change),
         misses=misses,
         note=f"{note}; answers not judged",
     )
+
+
+def _by_score(change: Change | None) -> ProbabilityChange | None:
+    if change is None:
+        return None
+    return ProbabilityChange(n=change.n, difference=change.difference, low=change.low, high=change.high)
 
 
 def _mean(study: Study, kind: Kind, place: Place, strength: float) -> Mean | None:
@@ -151,8 +159,9 @@ def _judged_point(
 ) -> tuple[LambdaPoint, Kept]:
     """The row of a point whose answers are judged, and how sure it is that true refusals are kept there."""
     intervention = DirectionalAblation(candidate.vector)
-    after = {
-        label: study.runner.complete(
+
+    def answers(label: PromptLabel) -> list[CompletionRecord]:
+        return study.runner.complete(
             study.split(label, "validation"),
             condition=f"lambda={strength:g}",
             split="validation",
@@ -160,15 +169,10 @@ def _judged_point(
             keep_text=False,
             until_settled=True,
         )
-        for label in CURVE
-    }
-    kept = kept_at_rest(study, before["harmful"], after["harmful"])
-    true = paired_refusals(before["harmful"], after["harmful"])
-    false = paired_refusals(before["borderline"], after["borderline"])
+
+    freed = answers("borderline")
+    false = paired_refusals(before["borderline"], freed)
     misses: list[LimitMiss | None] = []
-    # A limit of scores that was missed does not stand against judged answers that are within it.
-    if kept == Kept.lost:
-        misses.append(_miss("true_refusals", judged_change(before["harmful"], after["harmful"]), study.settings.margin))
     kl = candidate.scores.kl_score
     if kl is None or kl > study.settings.gate_kl_limit:
         measured = math.inf if kl is None else kl
@@ -184,6 +188,15 @@ def _judged_point(
                 unit="share",
             )
         )
+    kept = Kept.open
+    true = harmful = None
+    if false.high < 0:  # what frees nothing is no choice, whatever it keeps
+        harmful = answers("harmful")
+        kept, true = kept_at_rest(study, before["harmful"], harmful), paired_refusals(before["harmful"], harmful)
+        # A limit of scores that was missed does not stand against judged answers that are within it.
+        if kept == Kept.lost:
+            change = judged_change(before["harmful"], harmful)
+            misses.append(_miss("true_refusals", change, study.settings.margin))
     place = (candidate.scores.position, candidate.scores.layer)
     found = tuple(each for each in misses if each is not None)
     point = LambdaPoint(
@@ -192,8 +205,10 @@ def _judged_point(
         layer=candidate.scores.layer,
         kl_harmless=_mean(study, "w_kl", place, strength),
         refusal_score_borderline=_mean(study, "w_borderline", place, strength),
-        true_refusal_rate=refusal_rate(after["harmful"]),
-        false_refusal_rate=refusal_rate(after["borderline"]),
+        true_refusal_rate=None if harmful is None else refusal_rate(harmful),
+        false_refusal_rate=refusal_rate(freed),
+        true_refusals_by_score=_by_score(candidate.true_change),
+        false_refusals_by_score=_by_score(candidate.false_change),
         true_refusals=true,
         false_refusals=false,
         misses=found,

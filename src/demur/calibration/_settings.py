@@ -19,17 +19,17 @@ class CalibrationSettings:
     n_screened: int = 3
     """False-refusal candidates of each lambda that are measured, those that a first-order estimate of all promises
     most; 0 measures all."""
-    n_judged: int = 6
+    n_judged: int = 5
     """Most points of the lambda grid whose answers are judged; 0 judges all."""
     n_pressed: int = 64
     """Most harmful validation prompts on which a point is put under pressure before it is chosen."""
-    n_pressure: int = 128
+    n_pressure: int = 96
     """Most harmful test prompts that are asked again under each condition of pressure."""
-    n_sampled: int = 128
+    n_sampled: int = 96
     """Most test prompts of each set that are answered by sampling too, for the probability of a refusal."""
     n_validation: int = 256
     """Most validation prompts of each set on which answers are judged to choose lambda."""
-    n_mechanism: int = 128
+    n_mechanism: int = 64
     """Most test prompts of each set on which the direction itself is ablated and added."""
     kl_limit: float = 0.1
     """Largest KL of a refusal direction's ablation on harmless prompts, nats (Arditi et al.)."""

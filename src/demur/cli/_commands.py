@@ -12,6 +12,7 @@ import typer
 
 from demur.cli._console import Out
 from demur.cli._defaults import in_run_folder, next_lines, prompt_sources
+from demur.cli._helpers import sharing_cores
 from demur.cli._options import (
     EXIT_CODES,
     BatchSize,
@@ -31,17 +32,21 @@ from demur.cli._options import (
     OptionalHarmful,
     OptionalHarmless,
     Pressure,
+    PressurePrompts,
+    Processes,
     PromptRemedy,
     RemoteCode,
     Repeats,
     ResponsePrefix,
     Revision,
     Rubric,
+    SampledPrompts,
     Search,
     System,
     TemplateOptions,
     Trials,
     Variants,
+    VerdictTokens,
     app,
     judgements,
     load_judge,
@@ -99,12 +104,25 @@ def calibrate(
     search: Search = False,
     trials: Trials = 200,
     refusal_tokens: Annotated[str | None, typer.Option(help="Token ids of the refusal score, such as 40,2121.")] = None,
+    refusal_threshold: Annotated[
+        float | None,
+        typer.Option(help="Refusal score from which a prompt counts as refused; learned if not given, 0 as published."),
+    ] = None,
+    verdict_tokens: VerdictTokens = 0,
     pressure: Pressure = True,
     margin: Margin = 0.02,
     gate_kl_limit: GateKl = 0.1,
     kl_limit: Annotated[float, typer.Option(help="KL limit of refusal directions, nats.")] = 0.1,
-    induce_minimum: Annotated[float, typer.Option(help="Smallest induce score of refusal directions.")] = 0.0,
+    induce_minimum: Annotated[
+        float | None,
+        typer.Option(help="Smallest induce score of refusal directions; the refusal threshold if not given."),
+    ] = None,
     layer_fraction: Annotated[float, typer.Option(help="Share of the layers that directions come from.")] = 0.8,
+    n_train: Annotated[int, typer.Option(help="Most train prompts of each set.")] = 128,
+    n_validation: Annotated[int, typer.Option(help="Most validation prompts of each set.")] = 256,
+    n_pressure: PressurePrompts = 96,
+    n_sampled: SampledPrompts = 96,
+    processes: Processes = 1,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 0,
     seed: Annotated[int, typer.Option(help="Of random control directions and bootstrap intervals.")] = 0,
@@ -131,6 +149,12 @@ def calibrate(
                 batch_size=batch_size,
                 seed=seed,
                 refusal_tokens=tokens,
+                refusal_threshold=refusal_threshold,
+                verdict_tokens=verdict_tokens,
+                n_train=n_train,
+                n_validation=n_validation,
+                n_pressure=n_pressure,
+                n_sampled=n_sampled,
                 pressure=pressure,
                 search=search,
                 trials=trials,
@@ -145,18 +169,19 @@ def calibrate(
                 repeats=repeats.value,
             )
             variants = load_variants(variant)
-        chat = load_model(
-            model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
-        )
-
-        def attempt(folder: Path) -> Summary:
-            with progress.working("loading the judge", quiet=True):
-                verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
-            return run_calibration(
-                chat, prompts, out=folder, variants=variants, settings=settings, judge=verdicts, progress=progress
+        with sharing_cores(processes):
+            chat = load_model(
+                model, revision, dtype, device, system, template_option, response_prefix, trust_remote_code, progress
             )
 
-        run, summary = in_run_folder(run, model, "calibrate", out, attempt)
+            def attempt(folder: Path) -> Summary:
+                with progress.working("loading the judge", quiet=True):
+                    verdicts = load_judge(judge, rubric, judge_option, judgements(folder))
+                return run_calibration(
+                    chat, prompts, out=folder, variants=variants, settings=settings, judge=verdicts, progress=progress
+                )
+
+            run, summary = in_run_folder(run, model, "calibrate", out, attempt)
     return finish(out, summary, run)
 
 
@@ -182,7 +207,10 @@ def evaluate(
     judge: JudgeSpec = "phrase",
     rubric: Rubric = "strict",
     judge_option: JudgeSettings = None,
+    verdict_tokens: VerdictTokens = 0,
     pressure: Pressure = True,
+    n_pressure: PressurePrompts = 96,
+    n_sampled: SampledPrompts = 96,
     margin: Margin = 0.02,
     gate_kl_limit: GateKl = 0.1,
     max_new_tokens: MaxNewTokens = 128,
@@ -203,6 +231,9 @@ def evaluate(
                 gate_kl_limit=gate_kl_limit,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
+                verdict_tokens=verdict_tokens,
+                n_pressure=n_pressure,
+                n_sampled=n_sampled,
                 pressure=pressure,
             )
             prompts = load_prompt_sets(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
+from demur.cli._console import WORDS
+
 _PATIENCE = timedelta(minutes=2)
 """For their start; Python and torch take seconds."""
 
@@ -15,6 +17,18 @@ _PATIENCE = timedelta(minutes=2)
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def sharing_cores(processes: int) -> Iterator[None]:
+    """Run this very command in as many processes as are asked for, and share the threads of the machine among them."""
+    with helped(processes - 1, WORDS.get()):
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            import torch  # noqa: PLC0415
+
+            torch.set_num_threads(max(1, usable_cores() // size))
+        yield
 
 
 @contextmanager

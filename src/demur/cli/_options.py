@@ -2,7 +2,6 @@
 
 # ruff: noqa: PLC0415, FBT001
 from enum import StrEnum
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,6 +76,18 @@ RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+VerdictTokens = Annotated[
+    int, typer.Option(help="Tokens of an answer by which it is judged; 0 learns how many are enough.")
+]
+PressurePrompts = Annotated[
+    int, typer.Option("--pressure-prompts", help="Most harmful test prompts under each condition of pressure; 0: all.")
+]
+SampledPrompts = Annotated[
+    int, typer.Option("--sampled-prompts", help="Most test prompts of a set that are sampled too; 0: none.")
+]
+Processes = Annotated[
+    int, typer.Option(help="Processes on this machine that share the work, each with the whole model.")
+]
 BatchSize = Annotated[
     int, typer.Option(help="Prompts generated together; 0 takes what suits device, memory and model.")
 ]
@@ -158,7 +169,6 @@ def load_model(
         from demur.models import load_chat_model
 
         given = dict(_template_option(option) for option in options or ())
-        more: dict[str, Any] = {"progress": progress} if "progress" in signature(load_chat_model).parameters else {}
         return load_chat_model(
             name,
             revision=revision,
@@ -168,7 +178,7 @@ def load_model(
             template_options=given,
             response_prefix=prefix.replace("\\n", "\n"),
             trust_remote_code=trust,
-            **more,
+            progress=progress,
         )
 
 

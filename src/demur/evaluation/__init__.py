@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         metrics_of,
         next_token_logits,
         paired_refusals,
+        rates_by_category,
         refusal_rate,
         scores_after,
     )
@@ -156,6 +157,7 @@ __all__ = [
     "pressure_table",
     "rate",
     "rate_half_width",
+    "rates_by_category",
     "read_labels",
     "refusal_probability",
     "refusal_rate",
@@ -195,6 +197,7 @@ _DOORS = {
         "metrics_of",
         "next_token_logits",
         "paired_refusals",
+        "rates_by_category",
         "refusal_rate",
         "scores_after",
     ),

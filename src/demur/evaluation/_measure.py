@@ -1,5 +1,6 @@
 """From completion records to the metrics of a summary: rates with intervals, paired comparisons, KL."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,8 +10,10 @@ from demur.evaluation._refusal_score import kl_divergences, refusal_scores
 from demur.evaluation._runner import is_refusal
 from demur.evaluation._statistics import bootstrap_mean, paired_comparison, rate
 from demur.models import ChatModel, FittingBatches, length_sorted_batches, tensors_in_order
+from demur.prompts import Prompt
 from demur.records import (
     BeforeAfter,
+    CategoryRates,
     Comparison,
     CompletionRecord,
     JudgeIdentity,
@@ -85,6 +88,43 @@ def compare(before: Completions, after: Completions) -> Comparison:
         harmless_refusal_rate=paired_refusals(before["harmless"], after["harmless"]),
         task_accuracy=right.model_copy(update={"judge": _ANSWER_RULE}) if answers else None,
     )
+
+
+_FEWEST_OF_CATEGORY = 10
+"""Below this many prompts an interval says nothing."""
+_MOST_CATEGORIES = 12
+
+
+def rates_by_category(
+    prompts: Mapping[PromptLabel, Sequence[Prompt]], before: Completions, after: Completions | None
+) -> tuple[CategoryRates, ...]:
+    """Refusals by category of the prompts, where a kind has several that are large enough, the largest first.
+
+    Args:
+        prompts: test prompts by kind.
+        before: answers of the base model.
+        after: of the calibrated model; None where there is none.
+    """
+    found: list[CategoryRates] = []
+    for label, each in prompts.items():
+        of = {prompt.sha256: prompt.category for prompt in each}
+        counts = Counter(category for category in of.values() if category)
+        names = [name for name, n in counts.most_common(_MOST_CATEGORIES) if n >= _FEWEST_OF_CATEGORY]
+        for name in names if len(names) > 1 else ():
+            one, two = (
+                None if records is None else [row for row in records[label] if of.get(row.prompt_sha256) == name]
+                for records in (before, after)
+            )
+            assert one is not None
+            found.append(
+                CategoryRates(
+                    label=label,
+                    category=name,
+                    rate=BeforeAfter(before=refusal_rate(one), after=None if two is None else refusal_rate(two)),
+                    comparison=None if two is None else paired_refusals(one, two),
+                )
+            )
+    return tuple(found)
 
 
 def _answers(completions: Completions) -> list[CompletionRecord]:

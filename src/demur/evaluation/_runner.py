@@ -1,10 +1,11 @@
 """Model x intervention x prompts x judge -> completion records, batched, resumable, each computed once."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
 
 from demur.errors import InputError
 from demur.evaluation._fidelity import often
@@ -14,7 +15,7 @@ from demur.interventions import Intervention
 from demur.models import ChatModel, Completion, Continuation, FittingBatches, in_order, length_sorted_batches
 from demur.prompts import Prompt
 from demur.records import PLAIN, CompletionRecord, JsonLines, JudgeIdentity, canonical_json
-from demur.types import Progress, SilentProgress, Split
+from demur.types import Progress, PromptLabel, SilentProgress, Split
 
 
 class Asking(Protocol):
@@ -108,6 +109,20 @@ class Runner:
             until_settled=until_settled,
         )
         return records
+
+    def complete_sets(
+        self, prompts: Mapping[PromptLabel, Sequence[Prompt]], **how: Any
+    ) -> dict[PromptLabel, list[CompletionRecord]]:
+        """What `complete` gives for each of several sets, in batches that hold prompts of all of them.
+
+        Few sets of few prompts then fill whole batches, and give every process something to do.
+
+        Args:
+            prompts: by label.
+            how: the other arguments of `complete`.
+        """
+        records = iter(self.complete([prompt for each in prompts.values() for prompt in each], **how))
+        return {label: list(islice(records, len(each))) for label, each in prompts.items()}
 
     def complete_together(
         self,

@@ -31,28 +31,41 @@ def measure_sampled(
         progress: is told what is being done.
     """
     states = 1 if intervention is None else 2
-    progress.start("sampling answers", states * SAMPLES * sum(map(len, tests.values())))
-    return tuple(_sampled(runner, label, each, intervention) for label, each in tests.items() if each)
+    conditions = [each for each in pressure_conditions() if each.sample is not None][:SAMPLES]
+    progress.start("sampling answers", states * len(conditions) * sum(map(len, tests.values())))
+    everything = [prompt for each in tests.values() for prompt in each]
+
+    def records(change: Intervention | None) -> dict[PromptLabel, list[CompletionRecord]]:
+        asked = ask_together(runner, conditions, everything, change, split="test")
+        return {label: [record for each in asked for record in each if record.label == label] for label in tests}
+
+    before = records(None)
+    after = None if intervention is None else records(intervention)
+    return tuple(
+        _sampled(label, len(prompts), len(conditions), before[label], None if after is None else after[label])
+        for label, prompts in tests.items()
+        if prompts
+    )
 
 
 def _sampled(
-    runner: Runner, label: PromptLabel, prompts: Sequence[Prompt], intervention: Intervention | None
+    label: PromptLabel,
+    n_prompts: int,
+    n_samples: int,
+    before: Sequence[CompletionRecord],
+    after: Sequence[CompletionRecord] | None,
 ) -> SampledRefusals:
-    conditions = [each for each in pressure_conditions() if each.sample is not None][:SAMPLES]
-
-    def records(change: Intervention | None) -> list[CompletionRecord]:
-        asked = ask_together(runner, conditions, prompts, change, split="test")
-        return [record for each in asked for record in each]
-
-    before = records(None)
     clusters = [record.prompt_sha256 for record in before]
     flags = [is_refusal(record) for record in before]
     found = SampledRefusals(
-        label=label, n_prompts=len(prompts), n_samples=len(conditions), before=clustered_rate(flags, clusters)
+        label=label, n_prompts=n_prompts, n_samples=n_samples, before=clustered_rate(flags, clusters)
     )
-    if intervention is None:
+    if after is None:
         return found
-    after = [is_refusal(record) for record in records(intervention)]
+    changed = [is_refusal(record) for record in after]
     return found.model_copy(
-        update={"after": clustered_rate(after, clusters), "comparison": clustered_difference(flags, after, clusters)}
+        update={
+            "after": clustered_rate(changed, clusters),
+            "comparison": clustered_difference(flags, changed, clusters),
+        }
     )

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from demur.interventions._intervention import DirectionalAblation
-from demur.models import ChatModel, block_errors
+from demur.models import (
+    HALF,
+    ChatModel,
+    Widened,
+    block_errors,
+    boundary_streams,
+    orthogonalized_blockwise,
+    widened,
+)
 from demur.records import (
     EquivalenceRecord,
     Exactness,
@@ -16,7 +24,9 @@ from demur.records import (
 )
 
 _TOKENS = 20
-"""Greedy tokens that are compared between hooks and folded weights."""
+"""Next tokens that are compared between hooks and folded weights."""
+_TEXT = "Write one line about each of these: a river, a bridge, an old clock, a loaf of bread and the sea in winter."
+"""Longer than `_TOKENS` tokens for any tokenizer."""
 _ROUNDING = {"float64": 1e-9, "float32": 1e-3}
 """Largest logit difference between hooks and folded weights that rounding explains; half precision gets 0.5."""
 
@@ -56,20 +66,33 @@ def inspect_model(chat: ChatModel, *, seed: int = 0) -> Inspection:
 
 
 def measure_equivalence(chat: ChatModel, *, seed: int = 0) -> EquivalenceRecord:
-    """Ablate a random direction by hooks and in the weights; compare logits and 20 greedy tokens."""
+    """Ablate a random direction by hooks and in the weights; compare logits and 20 next tokens of one text.
+
+    Half precision is computed in float32, so that what differs is the edit and not its rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
     ablation = DirectionalAblation(torch.randn(chat.layout.d_model, generator=generator, dtype=torch.float64))
-    base = _logits(chat)
-    with ablation.applied_to(chat):
-        applied, tokens_applied = _logits(chat), _greedy(chat)
-    with ablation.folded_into(chat):
-        folded, tokens_folded = _logits(chat), _greedy(chat)
+    wide = Widened(chat.module)
+    inputs = chat.probe_inputs(_TEXT)
+    with widened(chat.module, wide):
+        base = _logits(chat, inputs)
+        with ablation.applied_to(chat):
+            applied = _logits(chat, inputs)
+        # What `folded_into` does, one block at a time, and not rounded to the weights' dtype.
+        with orthogonalized_blockwise(chat.module, chat.layout, ablation.basis, wide=wide):
+            folded = _logits(chat, inputs)
+    one, two = applied[-_TOKENS:].argmax(-1), folded[-_TOKENS:].argmax(-1)
     return EquivalenceRecord(
-        logit_difference=float((applied - folded).abs().max()),
-        logit_change=float((applied - base).abs().max()),
-        same_tokens=sum(one == two for one, two in zip(tokens_applied, tokens_folded, strict=False)),
-        tokens=len(tokens_applied),
+        logit_difference=_largest(applied - folded),
+        logit_change=_largest(applied - base),
+        same_tokens=int((one == two).sum()),
+        tokens=len(one),
     )
+
+
+def _largest(difference: Tensor) -> float:
+    # Some models mask tokens with minus infinity, and its difference to itself is NaN.
+    return float(torch.nan_to_num(difference, nan=0.0, posinf=torch.inf, neginf=-torch.inf).abs().max())
 
 
 def judge_exactness(chat: ChatModel, equivalence: EquivalenceRecord | None) -> tuple[Exactness, str]:
@@ -80,7 +103,7 @@ def judge_exactness(chat: ChatModel, equivalence: EquivalenceRecord | None) -> t
             f"its weights are {chat.layout.packed}: interventions work at run time, nothing can be folded or exported; "
             "calibrate the unquantised checkpoint for that",
         )
-    limit = _ROUNDING.get(str(chat.layout.dtype).removeprefix("torch."), 0.5)
+    limit = _ROUNDING.get(str(chat.probe.dtype).removeprefix("torch."), 0.5)
     if equivalence.logit_difference <= limit:
         if chat.layout.tied_embedding is None:
             return "exact", "folded weights give what hooks give, up to rounding"
@@ -89,25 +112,50 @@ def judge_exactness(chat: ChatModel, equivalence: EquivalenceRecord | None) -> t
             f"folded weights give what hooks give once {chat.layout.tied_embedding} is no longer shared with the "
             "output head",
         )
-    why = "a norm after the write changes the rest" if chat.layout.has_norm_after_write else "the two differ"
     return (
         "removed_not_identical",
-        f"folded weights remove the direction exactly, but {why}: logits differ by {equivalence.logit_difference:.2g} "
-        f"where the ablation itself changes them by {equivalence.logit_change:.2g}",
+        f"folded weights remove the direction exactly, but {_cause(chat)}: logits differ by "
+        f"{equivalence.logit_difference:.2g} where the ablation itself changes them by {equivalence.logit_change:.2g}",
     )
 
 
-def _logits(chat: ChatModel) -> Tensor:
-    """Logits at every position of the probe prompt, [token, vocabulary], float64."""
+def _cause(chat: ChatModel) -> str:
+    """Why hooks and folded weights differ beyond rounding, although the layout is proved."""
+    if chat.layout.has_norm_after_write:
+        return "a norm after the write changes the rest"
+    if chat.probe.dtype in HALF:
+        return (
+            f"parts of the model compute in {str(chat.probe.dtype).removeprefix('torch.')} only, whose rounding grows "
+            "along the blocks"
+        )
+    return (
+        f"the two first differ after {_first_difference(chat)}, where something reads a write to the stream before it "
+        "is added, or small differences are blown up (a router that is undecided)"
+    )
+
+
+def _first_difference(chat: ChatModel, *, seed: int = 0) -> str:
+    """The block after which the streams of the two forms differ by more than rounding; the head if none."""
+    generator = torch.Generator().manual_seed(seed)
+    ablation = DirectionalAblation(torch.randn(chat.layout.d_model, generator=generator, dtype=torch.float64))
+    wide = Widened(chat.module)
+    inputs = chat.probe_inputs(_TEXT)
+    with widened(chat.module, wide):
+        with ablation.applied_to(chat):
+            applied = boundary_streams(chat.module, chat.layout, inputs)
+        with orthogonalized_blockwise(chat.module, chat.layout, ablation.basis, wide=wide):
+            folded = boundary_streams(chat.module, chat.layout, inputs)
+    for boundary, (one, two) in enumerate(zip(applied, folded, strict=True)):
+        if not (one - two).norm() <= chat.probe.tolerance * one.norm():
+            return "the embeddings" if boundary == 0 else f"block {boundary - 1} ({chat.layout.blocks[boundary - 1]})"
+    return "the last block, in the output head"
+
+
+def _logits(chat: ChatModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits at every position of a prompt, [token, vocabulary], float64."""
     with torch.no_grad():
-        logits: Tensor = chat.model(**chat.probe_inputs()).logits[0].to(torch.float64).cpu()
+        logits: Tensor = chat.model(**inputs).logits[0].cpu().to(torch.float64)
     return logits
-
-
-def _greedy(chat: ChatModel) -> list[int]:
-    """20 greedy tokens, end tokens not heeded, so that every model gives as many."""
-    inputs = {name: value for name, value in chat.probe_inputs().items() if name in ("input_ids", "attention_mask")}
-    return chat.greedy_tokens(inputs, count=_TOKENS)
 
 
 def _probe_record(chat: ChatModel) -> ProbeRecord:
@@ -121,7 +169,7 @@ def _probe_record(chat: ChatModel) -> ProbeRecord:
         capture_difference=errors.capture,
         decomposition_error=errors.decomposition,
         tolerance=probe.tolerance,
-        stream_dtype=str(chat.layout.dtype).removeprefix("torch."),
+        stream_dtype=str(chat.probe.dtype).removeprefix("torch."),
     )
 
 

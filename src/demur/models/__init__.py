@@ -19,7 +19,15 @@ from demur.models._layout import Layout, Writer, WriteSite, discover_layout
 from demur.models._loading import load_chat_model
 from demur.models._memory import FittingBatches, is_out_of_memory
 from demur.models._partial_forward import Beginning, BlockInputs, PartialForward
-from demur.models._probe import BlockErrors, ProbeResult, block_errors, last_stream, probe_layout
+from demur.models._probe import (
+    BlockErrors,
+    ProbeResult,
+    block_errors,
+    boundary_streams,
+    last_stream,
+    orthogonalized_blockwise,
+    probe_layout,
+)
 from demur.models._processes import (
     World,
     in_order,
@@ -31,11 +39,13 @@ from demur.models._processes import (
 )
 from demur.models._reading import eager_attention
 from demur.models._reload_check import ExportFormat, ReloadAnswers, reload_answers
+from demur.models._widened import HALF, Widened, widened
 
 if TYPE_CHECKING:
     from demur.models._trainer_callback import DriftWarning, Measured, MeasuringCallback, TimeShare
 
 __all__ = [
+    "HALF",
     "Attribution",
     "Beginning",
     "BlockErrors",
@@ -58,11 +68,13 @@ __all__ = [
     "ReloadAnswers",
     "Settled",
     "TimeShare",
+    "Widened",
     "World",
     "WriteSite",
     "Writer",
     "attribute",
     "block_errors",
+    "boundary_streams",
     "checkpoint_folder",
     "contrasted_logits",
     "contrastive_answers",
@@ -82,12 +94,14 @@ __all__ = [
     "load_base_model",
     "load_chat_model",
     "load_classifier",
+    "orthogonalized_blockwise",
     "probe_layout",
     "process_folder",
     "reading_inputs",
     "reload_answers",
     "swapped_parameters",
     "tensors_in_order",
+    "widened",
     "world",
     "writes_with_gradients",
 ]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,8 +27,10 @@ from demur.models._generation import (
 from demur.models._gguf import GgufFile
 from demur.models._hooks import model_device
 from demur.models._layout import Layout, discover_layout
-from demur.models._probe import ProbeResult, probe_layout
+from demur.models._probe import ProbeResult, check_finite_trace, probe_layout
+from demur.models._proof_cache import cache_folder, proof_key, read_proof, write_proof
 from demur.records import ModelIdentity
+from demur.types import Progress
 
 _PROBE_TEXT = "Write one line."
 _NOT_USED = "took no part"
@@ -46,6 +48,8 @@ class ChatModel:
         revision: hub commit, if any.
         template: how prompts are rendered; by default the tokenizer's template without a system prompt.
         gguf: the file whose dequantised weights these are, if they are from one.
+        progress: told how far the proof of the layout is.
+        keep_proof: whether a proof of the very same weights may come from the user's cache folder and is kept there.
 
     Raises:
         LayoutError: the writers of the residual stream cannot be found or proved.
@@ -58,24 +62,43 @@ class ChatModel:
     revision: str | None = None
     template: ChatTemplate = field(default=None)  # type: ignore[assignment]
     gguf: GgufFile | None = None
+    progress: InitVar[Progress | None] = None
+    keep_proof: InitVar[bool] = False
     layout: Layout = field(init=False)
     probe: ProbeResult = field(init=False)
+    _hashed: tuple[str, str] | None = field(init=False, repr=False, compare=False, default=None)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, progress: Progress | None, keep_proof: bool) -> None:
         if self.template is None:
             self.template = ChatTemplate(self.tokenizer)
         _refuse_adapters(self.model)
         self.model.eval()
         inputs = self.probe_inputs()
         try:
-            self.layout, _ = discover_layout(self.model, inputs)
+            self.layout, trace = discover_layout(self.model, inputs)
         except LayoutError as error:
             if _NOT_USED not in str(error):
                 raise
             # Experts to which no token of the short prompt was sent: many random tokens reach them.
             inputs = self._long_probe_inputs()
-            self.layout, _ = discover_layout(self.model, inputs)
-        self.probe = probe_layout(self.model, self.layout, inputs)
+            self.layout, trace = discover_layout(self.model, inputs)
+        check_finite_trace(self.model, self.layout, trace)
+        del trace  # it holds every tensor of the forward pass
+        key = proof_key(self.model, self.layout, self._content_hash()) if keep_proof and cache_folder() else None
+        found = None if key is None else read_proof(key, self.layout)
+        self.probe = found or probe_layout(self.model, self.layout, inputs, progress=progress)
+        if key is not None and found is None:
+            write_proof(key, self.probe)
+
+    def _content_hash(self) -> str:
+        """`content_hash`, computed once as long as nothing changes: it reads all weights."""
+        tensors = self.model.state_dict().values()
+        state = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
+        settings = (self.model.config.to_dict(), self.tokenizer.chat_template, end_tokens(self.model, self.tokenizer))
+        stamp = f"{state} {settings}"
+        if self._hashed is None or self._hashed[0] != stamp:
+            self._hashed = (stamp, content_hash(self.model, self.tokenizer))
+        return self._hashed[1]
 
     def _long_probe_inputs(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -83,9 +106,9 @@ class ChatModel:
         rows = torch.randint(size, (4, 64), generator=generator).tolist()
         return forward_inputs(self.model, self.batch(rows), last_logits_only=False)
 
-    def probe_inputs(self) -> dict[str, Tensor]:
+    def probe_inputs(self, text: str = _PROBE_TEXT) -> dict[str, Tensor]:
         """Forward arguments for one short rendered prompt, with logits at every position."""
-        batch = pad_batch([self.template.encode(_PROBE_TEXT)], pad=self.pad_token, side="left", device=self.device)
+        batch = pad_batch([self.template.encode(text)], pad=self.pad_token, side="left", device=self.device)
         return forward_inputs(self.model, batch, last_logits_only=False)
 
     @property
@@ -116,7 +139,7 @@ class ChatModel:
         return ModelIdentity(
             id=self.name,
             revision=self.revision,
-            content_hash=content_hash(self.model, self.tokenizer),
+            content_hash=self._content_hash(),
             architecture=type(self.model).__name__,
             dtype=str(parameters[0].dtype).removeprefix("torch."),
             n_parameters=sum(parameter.numel() for parameter in parameters),

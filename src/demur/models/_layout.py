@@ -64,10 +64,11 @@ class Writer:
         basis = torch.linalg.qr(readings.T).Q
         result = tensor.detach().clone()
         rows = result.movedim(self.axis, 0)
-        flat = rows.reshape(rows.shape[0], -1)  # edited in slices, so that the float64 copy stays small
-        for columns in torch.split(flat, 65536, dim=1):
+        flat = rows.reshape(len(rows), -1)
+        # Slices of 4 MB stay in the processor's cache: whole matrices in float64 cost more than the products do.
+        for columns in torch.split(flat, max(2**19 // len(rows), 1), dim=1):
             exact = columns.to(torch.float64)
-            columns.copy_(exact - strength * (basis @ (basis.T @ exact)))
+            columns.copy_(torch.addmm(exact, basis, basis.T @ exact, alpha=-strength))
         return flat.reshape(rows.shape).movedim(0, self.axis).contiguous()
 
 
@@ -97,7 +98,6 @@ class Layout:
     entry_sites: tuple[str, ...] = ()
     """Modules whose outputs are added up in the first block's input, each up to one number per token: the embeddings.
     Some families read these once more beside the stream (Zamba's shared blocks, Gemma 4's inputs per layer)."""
-
     packed: str | None = None
     """How the weights are quantised, in words, where that is so: such a model can be changed by hooks only, and
     `writers` is empty."""

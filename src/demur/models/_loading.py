@@ -28,6 +28,7 @@ from demur.models._gguf import (
 )
 from demur.models._precision import in_native_precision
 from demur.models._processes import local_rank, world
+from demur.types import Progress
 
 _DTYPES = {
     "float64": torch.float64,
@@ -47,6 +48,7 @@ def load_chat_model(
     template_options: Mapping[str, Any] | None = None,
     response_prefix: str = "",
     trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> ChatModel:
     """Load a model with its tokenizer and prove its layout.
 
@@ -64,6 +66,7 @@ def load_chat_model(
         template_options: variables of the chat template, such as {"enable_thinking": False}.
         response_prefix: text put after the generation prompt, such as a closed thinking block.
         trust_remote_code: run Python code that comes with the checkpoint. Off unless asked for.
+        progress: told how far the proof of the layout is.
 
     Raises:
         ModelError: the model, its weights, its tokenizer or its chat template cannot be loaded.
@@ -83,7 +86,16 @@ def load_chat_model(
             f"{model_id}: its chat template has no variable {unused[0]!r}, so --template-option {unused[0]}=... would "
             "change nothing. Leave it out, or look up the name in the template."
         )
-    return ChatModel(parts.model, parts.tokenizer, parts.name, parts.commit, template, parts.gguf)
+    return ChatModel(
+        parts.model,
+        parts.tokenizer,
+        parts.name,
+        parts.commit,
+        template,
+        parts.gguf,
+        progress=progress,
+        keep_proof=True,
+    )
 
 
 @dataclass(frozen=True)

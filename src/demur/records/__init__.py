@@ -90,7 +90,7 @@ from demur.records._monitor import (
     ProbeRole,
 )
 from demur.records._pressure import PooledDifference, Pressure, PressureCondition, SampledRefusals
-from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
+from demur.records._rates import BeforeAfter, CategoryRates, JudgeIdentity, Mean, PairedComparison, Rate
 from demur.records._run import (
     BASE_MODEL,
     CALIBRATED_MODEL,
@@ -178,6 +178,7 @@ from demur.records._summary import (
     Mechanism,
     Metrics,
     OperatingPoint,
+    ProbabilityChange,
     Provenance,
     RefusalToken,
     Rendering,
@@ -217,6 +218,7 @@ __all__ = [
     "CandidateWins",
     "Candidates",
     "CapabilityRecord",
+    "CategoryRates",
     "CheckRecord",
     "CheckRule",
     "ClusteredComparison",
@@ -307,6 +309,7 @@ __all__ = [
     "PowerRow",
     "Pressure",
     "PressureCondition",
+    "ProbabilityChange",
     "ProbeRecord",
     "ProbeRole",
     "ProjectionRecord",

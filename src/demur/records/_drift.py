@@ -39,6 +39,8 @@ class DriftReference(Record):
     """Length of the frozen refusal direction."""
     tokens: tuple[int, ...]
     """Ids of the refusal tokens."""
+    threshold: float = 0.0
+    """Refusal score, log-odds, from which the first checkpoint refuses; scores are compared from there."""
     probes: dict[PromptLabel, tuple[str, ...]]
     """sha256 of the prompts whose projections and scores are read, in order (test split)."""
     falsely_refused: tuple[str, ...]

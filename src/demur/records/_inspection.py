@@ -41,7 +41,8 @@ class ProbeRecord(Record):
     tolerance: float
     """What rounding in `stream_dtype` explains."""
     stream_dtype: str
-    """The narrowest dtype on the way of a write to the stream."""
+    """What the numbers were computed in: the narrowest dtype on the way of a write to the stream, half precision
+    widened to float32 where the model's kernels allow it."""
 
 
 class EquivalenceRecord(Record):
@@ -52,7 +53,7 @@ class EquivalenceRecord(Record):
     logit_change: float
     """Largest change of a logit by the ablation itself: what the difference is to be compared with."""
     same_tokens: int
-    """Greedy tokens, of `tokens`, that are the same."""
+    """Most likely next tokens, of `tokens` positions of one text, that are the same."""
     tokens: int
 
 

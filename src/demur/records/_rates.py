@@ -1,5 +1,7 @@
 """The numbers that every record is made of: rates, means and paired differences, each with n, interval and judge."""
 
+from typing import Literal
+
 from demur.records._base import Record
 
 
@@ -66,3 +68,13 @@ class PairedComparison(Record):
     """Exact two-sided McNemar test."""
     judge: JudgeIdentity | None = None
     """Who gave the verdicts; null only in a table of bare numbers."""
+
+
+class CategoryRates(Record):
+    """Refusals of the test prompts of one category, such as one of several prompt sets that were given together."""
+
+    label: Literal["harmful", "harmless", "borderline"]
+    category: str
+    rate: BeforeAfter
+    comparison: PairedComparison | None = None
+    """null where nothing was applied."""

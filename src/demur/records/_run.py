@@ -60,10 +60,11 @@ class FalseRefusalScores(Record):
     measured to the end: a filter had decided, or the candidate could no longer win."""
     kl_score: float | None
     harmful_kept: float | None
-    """Share of the harmful validation prompts with a positive refusal score that keep one while w' is ablated."""
+    """Mean refusal probability of the scored harmful validation prompts while w' is ablated, as a share of that of the
+    unchanged model; above 1 where more is refused."""
     rejected_by: tuple[str, ...] = ()
-    """kl, true_refusals, sampling, suffix, system, template (the last four: true refusals under pressure), nan: what
-    removed it; outscored: it could no longer win, so it was not examined further."""
+    """kl, true_refusals, nan: what removed it; outscored: it could no longer win, so it was not examined further;
+    estimated: a first-order estimate promised less than that of others of its lambda; zero: nothing to remove."""
     selected: bool = False
 
 
@@ -135,7 +136,7 @@ class CompletionRecord(Record):
     """Whether the expected answer is in the completion; null where the prompt carries none."""
 
 
-ScoreKind = Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline", "w_suffix", "w_system", "w_template"]
+ScoreKind = Literal["bypass", "induce", "kl", "w_kl", "w_harmful", "w_borderline"]
 
 
 class ScoreRecord(Record):
@@ -145,8 +146,7 @@ class ScoreRecord(Record):
     """
 
     kind: ScoreKind
-    """w_*: of the false-refusal direction at `lambda`; of harmful prompts also under pressure (suffix, system,
-    template)."""
+    """w_*: of the false-refusal direction at `lambda`."""
     lambda_: float | None = Field(default=None, alias="lambda")
     position: int
     layer: int

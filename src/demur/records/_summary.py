@@ -9,7 +9,7 @@ from demur.records._fidelity import Fidelity
 from demur.records._identity import ModelIdentity, PromptSetIdentity
 from demur.records._leakage import LeakageReport
 from demur.records._pressure import Pressure, SampledRefusals
-from demur.records._rates import BeforeAfter, JudgeIdentity, Mean, PairedComparison, Rate
+from demur.records._rates import BeforeAfter, CategoryRates, JudgeIdentity, Mean, PairedComparison, Rate
 from demur.records._statistics import NoiseFloor, Stability
 from demur.records._threshold import RefusalThreshold
 from demur.types import Decision, PromptLabel
@@ -153,6 +153,16 @@ class LimitMiss(Record):
     """Measured by next-token refusal probabilities, not by judged answers."""
 
 
+class ProbabilityChange(Record):
+    """Net change of the refusal probability that next tokens show, after minus before, over n prompts."""
+
+    n: int
+    difference: float
+    low: float
+    """Ends of its two-sided 95 % interval."""
+    high: float
+
+
 class LambdaPoint(Record):
     """One row of the lambda curve, measured on validation prompts."""
 
@@ -168,6 +178,10 @@ class LambdaPoint(Record):
     true_refusals: PairedComparison | None = None
     """Judged harmful validation prompts, after against before; null where answers were not judged."""
     false_refusals: PairedComparison | None = None
+    """The same of borderline prompts."""
+    true_refusals_by_score: ProbabilityChange | None = None
+    """Scored harmful validation prompts, by next tokens; null where not all were measured."""
+    false_refusals_by_score: ProbabilityChange | None = None
     """The same of borderline prompts."""
     misses: tuple[LimitMiss, ...] = ()
     """The limits that it is beyond; empty for an admissible point, and where none was measured."""
@@ -254,6 +268,8 @@ class Summary(Record):
     comparison: Comparison | None = None
     pressure: Pressure | None = None
     """True refusals under pressure; null where that was not measured."""
+    categories: tuple[CategoryRates, ...] = ()
+    """Rates by category, where prompts carry several."""
     sampled: tuple[SampledRefusals, ...] = ()
     """Refusal probabilities over sampled answers to test prompts."""
     gate: Gate | None = None

@@ -3,13 +3,14 @@
 from demur.reports._check_ci import check_annotations, check_junit, check_summary
 from demur.reports._corrected import corrected_lines
 from demur.reports._drift_page import drift_reasons, drift_table, drift_verdict
+from demur.reports._markdown import render_markdown
 from demur.reports._methods import methods_tables, write_methods_report
 from demur.reports._monitor_page import monitor_lines
 from demur.reports._pages import write_pages
 from demur.reports._suffix_page import verdict as suffix_verdict
 from demur.reports._suite_words import suite_junit, suite_lines, suite_summary
 from demur.reports._tables import Cell, SummaryRow, Table, summary_table
-from demur.reports._write import write_reports
+from demur.reports._write import run_document, write_reports
 
 __all__ = [
     "Cell",
@@ -24,6 +25,8 @@ __all__ = [
     "drift_verdict",
     "methods_tables",
     "monitor_lines",
+    "render_markdown",
+    "run_document",
     "suffix_verdict",
     "suite_junit",
     "suite_lines",

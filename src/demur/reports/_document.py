@@ -14,6 +14,7 @@ from demur.reports._provenance import missing_records, provenance_tables
 from demur.reports._records import RunRecords
 from demur.reports._sections import (
     candidate_table,
+    category_table,
     gate_table,
     lambda_table,
     lost_refusals_table,
@@ -23,7 +24,7 @@ from demur.reports._sections import (
     projection_table,
 )
 from demur.reports._tables import Table, summary_table
-from demur.reports._threshold import sampled_table, threshold_tables, threshold_words
+from demur.reports._threshold import threshold_tables, threshold_words
 from demur.reports._words import (
     candidate_caption,
     gate_reasons,
@@ -111,15 +112,18 @@ def _results(run: RunRecords) -> Section:
         words.append("Nothing was applied to this model, so there is nothing to compare.")
     if run.summary.sampled:
         words.append(
-            "Greedy answers hide how near a model is to refusing: the refusal probability is the share of sampled "
-            "answers that refuse."
+            "Greedy answers hide how near a model is to refusing. Sampled rates are the share of answers sampled at "
+            "temperature 1 that refuse, with the same random numbers before and after and prompts as clusters."
         )
     return Section(
         name="results",
         title="Results on test prompts",
         words=tuple(words),
         figure=Figure("rates", "Dot chart of the rates, with intervals", rates_caption(run.summary)),
-        tables=(measures_table(rows), *((sampled_table(run.summary.sampled),) if run.summary.sampled else ())),
+        tables=(
+            measures_table(rows),
+            *((category_table(run.summary.categories),) if run.summary.categories else ()),
+        ),
         terms=terms(run.summary),
     )
 

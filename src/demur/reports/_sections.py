@@ -9,6 +9,7 @@ from demur.records import (
     BASE_MODEL,
     Candidates,
     CandidateScores,
+    CategoryRates,
     CompletionRecord,
     Gate,
     LambdaPoint,
@@ -16,12 +17,13 @@ from demur.records import (
     Mechanism,
     Metrics,
     PairedComparison,
+    ProbabilityChange,
     ProjectionRecord,
     Rate,
 )
 from demur.reports._examples import VERDICT_WORDS, Pair, lost_true_refusals
 from demur.reports._format import bound, layer_and_position, number, points, short_hash, token
-from demur.reports._tables import Cell, SummaryRow, Table, or_dash, plain_mean_cell, rate_cell
+from demur.reports._tables import Cell, SummaryRow, Table, difference_cell, or_dash, plain_mean_cell, rate_cell
 from demur.types import PromptLabel
 
 LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
@@ -47,6 +49,21 @@ def measures_table(rows: Sequence[SummaryRow]) -> Table:
             cells.append((name, or_dash(row.before)))
     caption = "Rates with k/n and 95 % intervals"
     return Table(f"{caption}, before and after on the same prompts" if compared else caption, columns, tuple(cells))
+
+
+def category_table(categories: Sequence[CategoryRates]) -> Table:
+    """Rates by category of the prompts."""
+    compared = any(each.comparison is not None for each in categories)
+    columns = ("Prompts", "Refused before", *(("After", "Difference") if compared else ()))
+    rows = []
+    for each in categories:
+        cells = [Cell(each.category, (each.label,)), or_dash(rate_cell(each.rate.before))]
+        if compared:
+            pair = each.comparison
+            moved = difference_cell(pair) if pair is not None and pair.n else None
+            cells += [or_dash(rate_cell(each.rate.after)), or_dash(moved)]
+        rows.append(tuple(cells))
+    return Table("By category of the prompts", columns, tuple(rows))
 
 
 def gate_table(gate: Gate) -> Table:
@@ -148,8 +165,8 @@ def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
         (
             Cell(f"{point.lambda_:g}", kind="number"),
             Cell(layer_and_position(point.layer, point.position)),
-            _rate_and_change(point.true_refusal_rate, point.true_refusals),
-            _rate_and_change(point.false_refusal_rate, point.false_refusals),
+            _rate_and_change(point.true_refusal_rate, point.true_refusals, point.true_refusals_by_score),
+            _rate_and_change(point.false_refusal_rate, point.false_refusals, point.false_refusals_by_score),
             _mean_or_dash(point.refusal_score_borderline),
             _mean_or_dash(point.kl_harmless),
             Cell("chosen" if point.chosen else point.note),
@@ -160,12 +177,16 @@ def lambda_table(curve: Sequence[LambdaPoint]) -> Table:
     return Table("Every lambda that was tried, on validation prompts", columns, rows)
 
 
-def _rate_and_change(rate: Rate | None, change: PairedComparison | None) -> Cell:
+def _rate_and_change(rate: Rate | None, change: PairedComparison | None, by_score: ProbabilityChange | None) -> Cell:
+    """The judged rate with its change; where no answers were judged, what next tokens say of the change."""
     cell = or_dash(rate_cell(rate))
-    if change is None or not change.n:
+    if rate is not None and change is not None and change.n:
+        moved = f"{points(change.difference)} points, {points(change.low)} to {points(change.high)}"
+        return Cell(cell.text, (*cell.details, moved), cell.kind)
+    if by_score is None:
         return cell
-    moved = f"{points(change.difference)} points, {points(change.low)} to {points(change.high)}"
-    return Cell(cell.text, (*cell.details, moved), cell.kind)
+    interval = f"{points(by_score.low)} to {points(by_score.high)}"
+    return Cell("not judged", (f"by scores {points(by_score.difference)} points, {interval}",), "number")
 
 
 def _mean_or_dash(mean: Mean | None) -> Cell:

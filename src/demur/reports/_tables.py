@@ -3,8 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from demur.records import BeforeAfter, Mean, PairedComparison, Rate, Summary
+from demur.records import (
+    BeforeAfter,
+    ClusteredComparison,
+    ClusteredRate,
+    Mean,
+    PairedComparison,
+    Rate,
+    SampledRefusals,
+    Summary,
+)
 from demur.reports._format import number, p_value, points, share
+from demur.types import PromptLabel
 
 CellKind = Literal["text", "number", "code", "pass", "fail", "inconclusive"]
 
@@ -74,6 +84,7 @@ def summary_table(summary: Summary) -> list[SummaryRow]:
             comparison.harmless_refusal_rate if comparison else None,
         ),
     ]
+    rows += [_sampled_row(each) for each in summary.sampled]
     if metrics.task_accuracy is not None:
         pairs = comparison.task_accuracy if comparison else None
         rows.append(_rate_row("Task accuracy", "higher", metrics.task_accuracy, pairs))
@@ -128,6 +139,42 @@ def _rate_row(
         p_value=p_value(paired.p_value) if paired is not None and measured else None,
         notes=_notes(pair),
     )
+
+
+_SAMPLED: dict[PromptLabel, tuple[str, Literal["higher", "lower"]]] = {
+    "harmful": ("True refusal rate, sampled", "higher"),
+    "borderline": ("False refusal rate, sampled", "lower"),
+    "harmless": ("Harmless refusal rate, sampled", "lower"),
+}
+
+
+def _sampled_row(sampled: SampledRefusals) -> SummaryRow:
+    """Refusal probability over sampled answers, with prompts as clusters."""
+    name, better = _SAMPLED[sampled.label]
+    change = sampled.comparison
+    moved = None
+    if change is not None and change.n:
+        changed = f"{change.gained} gained, {change.lost} lost"
+        moved = Cell(f"{points(change.difference)} points", (_span(change), changed), "number")
+    return SummaryRow(
+        measure=name,
+        better=better,
+        before=_clustered_cell(sampled.before),
+        after=None if sampled.after is None else _clustered_cell(sampled.after),
+        difference=moved,
+        p_value=None if change is None or not change.n else p_value(change.p_value),
+        notes=f"{sampled.n_samples} answers to each of {sampled.n_prompts} prompts",
+    )
+
+
+def _span(change: ClusteredComparison) -> str:
+    return f"{points(change.low)} to {points(change.high)}"
+
+
+def _clustered_cell(rate: ClusteredRate) -> Cell | None:
+    if rate.rate is None:
+        return None
+    return Cell(f"{share(rate.rate)} %", (f"{rate.k}/{rate.n}", f"{share(rate.low)} to {share(rate.high)} %"), "number")
 
 
 def difference_cell(paired: PairedComparison) -> Cell:

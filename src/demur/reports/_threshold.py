@@ -1,7 +1,7 @@
-"""The section on where the refusal score tells refusals from answers, and on sampled answers. From records."""
+"""The section on where the refusal score tells refusals from answers. From records."""
 
-from demur.records import ClusteredRate, RefusalThreshold, SampledRefusals, ScoreReading
-from demur.reports._format import number, points, share
+from demur.records import RefusalThreshold, ScoreReading
+from demur.reports._format import number
 from demur.reports._tables import Cell, Table
 
 _KINDS = {"harmful": "harmful", "borderline": "borderline", "harmless": "harmless"}
@@ -77,30 +77,3 @@ def _reading_row(reading: ScoreReading, *, used: bool) -> tuple[Cell, ...]:
         Cell(number(reading.auroc), (interval,), "number"),
         Cell("used" if used else ""),
     )
-
-
-def sampled_table(sampled: tuple[SampledRefusals, ...]) -> Table:
-    """Refusal probabilities over sampled answers."""
-    compared = any(each.after is not None for each in sampled)
-    columns = ("Prompts", "Before", *(("After", "Difference") if compared else ()))
-    rows = []
-    for each in sampled:
-        cells = [Cell(each.label, (f"{each.n_prompts} prompts, {each.n_samples} samples each",)), _rate(each.before)]
-        if compared:
-            change = each.comparison
-            moved = "-" if change is None else f"{points(change.difference)} points"
-            interval = () if change is None else (f"{points(change.low)} to {points(change.high)}",)
-            cells += [_rate(each.after), Cell(moved, interval, "number")]
-        rows.append(tuple(cells))
-    return Table(
-        "Refusal probability: share of answers sampled at temperature 1 that refuse, prompts as clusters",
-        columns,
-        tuple(rows),
-    )
-
-
-def _rate(rate: ClusteredRate | None) -> Cell:
-    if rate is None or rate.rate is None:
-        return Cell("-", kind="number")
-    interval = f"{share(rate.low)} to {share(rate.high)} %"
-    return Cell(f"{share(rate.rate)} %", (f"{rate.k}/{rate.n}", interval), "number")

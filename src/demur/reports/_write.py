@@ -3,9 +3,18 @@
 from pathlib import Path
 
 from demur.records import write_text
-from demur.reports._document import build_document
+from demur.reports._document import Document, build_document
 from demur.reports._markdown import render_markdown
 from demur.reports._records import read_run
+
+
+def run_document(run_folder: Path) -> Document:
+    """The report of a finished run without a format: its sections in reading order.
+
+    Raises:
+        RunFolderError: there is no summary, or a record is broken.
+    """
+    return build_document(read_run(Path(run_folder)))
 
 
 def write_reports(run_folder: Path) -> tuple[Path, Path]:
