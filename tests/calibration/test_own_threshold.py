@@ -8,7 +8,7 @@ import torch
 
 from demur.calibration import CalibrationSettings
 from demur.calibration import _own_threshold as own_threshold
-from demur.calibration._own_threshold import _verdict_length, learn_threshold
+from demur.calibration._own_threshold import _verdict_length, answered_train, learn_threshold
 from demur.calibration._study import Study
 from demur.errors import ModelError
 from demur.evaluation import Judgement, refusal_scores
@@ -68,42 +68,80 @@ def refusing_at(place, length=120):
     return " ".join(str(REFUSES if index == place else 1) for index in range(length))
 
 
-def length_of(places, *, judge=None, **settings):
+def length_of(places, *, judge=None, longest=96, **settings):
     study = SimpleNamespace(
         settings=CalibrationSettings(**{"max_new_tokens": 128, **settings}),
-        runner=SimpleNamespace(judge=judge or SettlingLateJudge()),
+        runner=SimpleNamespace(judge=judge or SettlingLateJudge(), max_new_tokens=longest),
         chat=SimpleNamespace(tokenizer=Words()),
     )
     records = [
-        record(n, "harmful", refused=place is not None, completion=refusing_at(place)) for n, place in enumerate(places)
+        record(n, "harmful", refused=place is not None, completion=refusing_at(place, length=longest))
+        for n, place in enumerate(places)
     ]
     return _verdict_length(study, records)
 
 
-@pytest.mark.parametrize("places", [[0, 1, None], [7, None, 0], [None, None]])
+@pytest.mark.parametrize("places", [[0, 1, None], [31, None, 0], [None, None]])
 def test_where_all_verdicts_are_clear_early_answers_are_short(places):
     assert length_of(places) == (32, 0)
 
 
-@pytest.mark.parametrize(("place", "length"), [(8, 32), (15, 32), (16, 48), (23, 48), (30, 64), (47, 96)])
-def test_a_late_refusal_makes_answers_twice_as_long_as_it_needs(place, length):
+@pytest.mark.parametrize(("place", "length"), [(32, 48), (47, 48), (48, 64), (63, 64), (64, 96), (95, 96)])
+def test_a_late_refusal_makes_answers_longer(place, length):
     assert length_of([0, None, place]) == (length, 0)
 
 
-@pytest.mark.parametrize("place", [48, 63, 100])
-def test_a_very_late_refusal_needs_whole_answers(place):
-    assert length_of([0, None, place]) == (128, 0)
+def test_one_verdict_of_twenty_may_come_later_and_is_counted():
+    early = [0] * 10 + [None] * 9
+    assert length_of([*early, 90]) == (32, 1)
+    assert length_of([*early, 40, 90]) == (48, 1)
+    assert length_of([*early, 90, 90]) == (96, 0)
 
 
-def test_one_verdict_of_a_hundred_may_change_and_is_counted():
-    places = [0] * 60 + [None] * 60
-    assert length_of([*places, 90]) == (32, 1)
-    assert length_of([*places, 90, 90]) == (128, 0)
+def test_an_answer_that_turns_out_garbled_is_no_late_refusal():
+    study = SimpleNamespace(
+        settings=CalibrationSettings(),
+        runner=SimpleNamespace(judge=SettlingLateJudge(), max_new_tokens=96),
+        chat=SimpleNamespace(tokenizer=Words()),
+    )
+    garbled = [record(n, "harmful", refused=None, completion=refusing_at(None, length=96)) for n in range(20)]
+    assert _verdict_length(study, garbled) == (32, 0)
 
 
-def test_answers_are_never_longer_than_the_user_allows():
-    assert length_of([0, None], max_new_tokens=24) == (24, 0)
-    assert length_of([0, None, 100], max_new_tokens=120) == (120, 0)
+def test_answers_are_never_longer_than_what_was_generated():
+    assert length_of([0, None], longest=24) == (24, 0)
+    assert length_of([0, None, 40], longest=41) == (41, 0)
+
+
+@pytest.mark.parametrize(
+    ("judge", "settings", "first", "later"),
+    [
+        (SettlingLateJudge(), {}, 96, 32),
+        (SettlingLateJudge(), {"max_new_tokens": 80}, 80, 32),
+        (SettlingLateJudge(), {"verdict_tokens": 20}, 20, 20),
+        (LateJudge(), {}, 128, 128),
+    ],
+)
+def test_the_first_answers_of_each_set_are_long_and_all_others_as_long_as_needed(judge, settings, first, later):
+    asked = []
+
+    def complete_sets(sets, **_):
+        asked.append((runner.max_new_tokens, {label: len(prompts) for label, prompts in sets.items()}))
+        return {
+            label: [record(n, label, refused=False, completion=refusing_at(None)) for n, _ in enumerate(prompts)]
+            for label, prompts in sets.items()
+        }
+
+    runner = SimpleNamespace(judge=judge, max_new_tokens=0, complete_sets=complete_sets)
+    study = SimpleNamespace(
+        settings=CalibrationSettings(n_answered=20, **settings), runner=runner, progress=SilentProgress(),
+        prompts={"harmful": None, "harmless": None}, chat=SimpleNamespace(tokenizer=Words()),
+        split=lambda label, _split: [f"{label} {n}" for n in range(30)],
+    )  # fmt: skip
+    records, length, changes = answered_train(study)
+    assert asked == [(first, {"harmful": 16, "harmless": 16}), (later, {"harmful": 4, "harmless": 4})]
+    assert (length, changes, runner.max_new_tokens) == (later, 0, later)
+    assert [len(each) for each in records.values()] == [20, 20]
 
 
 def test_a_judge_that_is_a_model_is_not_asked_again_for_every_length():
