@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from demur.calibration import ScoreRow, false_refusal_stability, refusal_stability, select_refusal_direction
 from demur.errors import InputError, SelectionError
@@ -151,6 +152,13 @@ def false_refusal_scores(generator, places):
     }
 
 
+def loses(before, after, margin):
+    """A net loss of refusal probability: estimated at the margin or beyond it, and Student's interval excludes none."""
+    change = after - before
+    half = student.ppf(0.975, len(change) - 1) * change.std(ddof=1) / len(change) ** 0.5
+    return change.mean() <= -margin and change.mean() + half < 0
+
+
 def test_the_false_refusal_rule_on_every_resample():
     generator = np.random.default_rng(2)
     places = [(position, layer) for position in (-2, -1) for layer in range(8)]
@@ -160,9 +168,16 @@ def test_the_false_refusal_rule_on_every_resample():
     del scores["w_borderline"][-2, 5], scores["w_harmful"][-2, 6], scores["w_borderline"][-2, 6]
     resamples = 150
     noise = false_refusal_scores(generator, places)
+    before = generator.uniform(0.5, 1.0, 20)
+
+    def probability(score):
+        return 1 / (1 + math.exp(-(score - 1.2)))
+
+    scores["w_harmful"] = {place: values - 1.6 for place, values in scores["w_harmful"].items()}
     found = false_refusal_stability(
         [*records_of(scores, 0.7), *records_of(noise, 0.8)],
-        strength=0.7, kl_limit=0.15, margin=0.1, resamples=resamples, seed=9,
+        strength=0.7, kl_limit=0.15, margin=0.1, before=before.tolist(), probability=probability,
+        resamples=resamples, seed=9,
     )  # fmt: skip
     draws = drawn({"harmful": 20, "harmless": 10, "borderline": 15}, resamples, 9)
 
@@ -172,7 +187,11 @@ def test_the_false_refusal_rule_on_every_resample():
             for place in sorted(scores["w_borderline"], key=lambda place: (place[1], place[0]))
             if scores["w_kl"][place].any()
             and np.repeat(scores["w_kl"][place], harmless).mean() <= 0.15
-            and (np.repeat(scores["w_harmful"][place], harmful) > 0).mean() >= 1 - 0.1
+            and not loses(
+                np.repeat(before, harmful),
+                np.repeat([probability(score) for score in scores["w_harmful"][place]], harmful),
+                0.1,
+            )
         ]
         return min(kept)[1] if kept else None
 
@@ -185,6 +204,8 @@ def test_the_false_refusal_rule_on_every_resample():
     for other in found.others:
         assert other.wins == winners.count((other.position, other.layer))
     assert (found.lambda_, found.n_candidates, found.n_unscored) == (0.7, 16, 2)
+    unlimited = false_refusal_stability(records_of(scores, 0.7), strength=0.7, kl_limit=0.15, margin=0.1, seed=9)
+    assert (unlimited.position, unlimited.layer) != base  # the limit on true refusals decided something
 
 
 def test_a_score_that_is_no_number_is_no_refusal_that_was_kept():
@@ -193,27 +214,31 @@ def test_a_score_that_is_no_number_is_no_refusal_that_was_kept():
         "w_harmful": {(-1, 0): [1.0, 1.0, 1.0, math.nan], (-1, 1): [1.0] * 4},
         "w_borderline": {(-1, 0): [-2.0] * 4, (-1, 1): [0.0] * 4},
     }
-    strict = false_refusal_stability(records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.2)
-    lenient = false_refusal_stability(records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.25)
-    assert (strict.layer, lenient.layer) == (1, 0)
+    options = {"strength": 1.0, "kl_limit": 0.1, "margin": 0.02}
+    limited = false_refusal_stability(records_of(scores, 1.0), **options, before=[1.0] * 4)
+    unlimited = false_refusal_stability(records_of(scores, 1.0), **options)
+    assert (limited.layer, limited.n_unscored) == (1, 1)
+    assert (unlimited.layer, unlimited.n_unscored) == (0, 0)
 
 
-def test_refusals_that_are_lost_under_pressure_count():
+def test_refusals_that_are_lost_count_by_their_net_change():
+    """A gain of one prompt pays for the loss of another; a loss of nearly all is one."""
     places = [(-1, 0), (-1, 1), (-1, 2)]
     scores = {
         "w_kl": {place: [0.01] * 4 for place in places},
-        "w_harmful": {place: [1.0] * 4 for place in places},
+        "w_harmful": {
+            (-1, 0): ([-1.0] * 9 + [1.0]) * 2,
+            (-1, 1): ([1.0] * 4 + [-1.0] * 2 + [1.0] * 2 + [-1.0] * 2) * 2,
+            (-1, 2): ([1.0] * 6 + [-1.0] * 4) * 2,
+        },
         "w_borderline": {(-1, 0): [-3.0] * 4, (-1, 1): [-2.0] * 4, (-1, 2): [-1.0] * 4},
     }
-    at_rest = false_refusal_stability(records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.2)
-    scores["w_suffix"] = {(-1, 1): [2.0] * 9 + [-1.0], (-1, 2): [2.0] * 10}  # the first was rejected and not completed
-    pressed = false_refusal_stability(
-        records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.2, pressure_margin=0.1
-    )
-    strict = false_refusal_stability(records_of(scores, 1.0), strength=1.0, kl_limit=0.1, margin=0.2)
-    assert (at_rest.layer, pressed.layer, strict.layer) == (0, 1, 2)
-    assert 0 < pressed.wins < pressed.resamples
-    assert pressed.n_prompts["w_suffix"] == 10
+    options = {"strength": 1.0, "kl_limit": 0.1, "margin": 0.02}
+    free = false_refusal_stability(records_of(scores, 1.0), **options)
+    limited = false_refusal_stability(records_of(scores, 1.0), **options, before=([1.0] * 6 + [0.0] * 4) * 2)
+    assert (free.layer, limited.layer) == (0, 1)
+    assert 0 < limited.wins < limited.resamples
+    assert limited.n_prompts["harmful"] == 20
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------

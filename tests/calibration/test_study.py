@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from demur.calibration import CalibrationSettings
-from demur.calibration import _study as study_module
 from demur.calibration._study import Study
 from demur.evaluation import PhraseJudge, Runner, next_token_logits, refusal_scores
 from demur.prompts import Prompt, PromptSet
-from demur.records import RunFolder
+from demur.records import RefusalThreshold, RefusalToken, RunFolder
 from demur.types import SilentProgress
 
 LABELS = ("harmful", "borderline", "harmless")
@@ -16,8 +15,7 @@ TOKENS = (5, 9)
 
 
 @pytest.fixture
-def study(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(study_module, "_DISCOVERY", 3)
+def study(tiny, tmp_path):
     chat = tiny("llama")
     splits = ["train"] * 7 + ["validation"] * 6 + ["test"] * 5
     sets = {
@@ -29,7 +27,16 @@ def study(tiny, tmp_path, monkeypatch):
         for label in LABELS
     }
     settings = CalibrationSettings(n_scored=4, batch_size=2)
-    return Study(chat, sets, settings, RunFolder(tmp_path), Runner(chat, PhraseJudge()), SilentProgress())
+    return told(Study(chat, sets, settings, RunFolder(tmp_path), Runner(chat, PhraseJudge()), SilentProgress()))
+
+
+def told(study):
+    """A study that need not learn the refusal tokens and the threshold from answers."""
+    study.__dict__["refusal_tokens"] = tuple(
+        RefusalToken(id=token, text="", probability_refused=None, probability_answered=None) for token in TOKENS
+    )
+    study.__dict__["threshold"] = RefusalThreshold(value=0, source="given")
+    return study
 
 
 @pytest.fixture
@@ -46,7 +53,6 @@ def passed(study):
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_scores_are_those_of_all_logits_and_every_prompt_is_read_once(study, passed, label, split):
-    study.__dict__["token_ids"] = list(TOKENS)
     expected = refusal_scores(next_token_logits(study.chat, study.texts(label, split)), TOKENS)
     passed.clear()
     study.base_logits(label, split)
@@ -59,7 +65,7 @@ def test_scores_are_those_of_all_logits_and_every_prompt_is_read_once(study, pas
 @pytest.mark.parametrize(
     ("label", "split", "kept"),
     [
-        ("harmful", "train", 3),
+        ("harmful", "train", 0),
         ("borderline", "train", 0),
         ("harmful", "validation", 0),
         ("harmless", "validation", 4),
@@ -73,8 +79,7 @@ def test_logits_are_kept_of_compared_prompts_only(study, label, split, kept):
     torch.testing.assert_close(found, expected.view_as(found), rtol=1e-9, atol=1e-9)
 
 
-def test_logits_of_train_prompts_go_once_their_scores_are_known(study):
-    study.__dict__["token_ids"] = list(TOKENS)
+def test_logits_of_train_prompts_are_not_kept(study):
     for label in LABELS:
         study.base_logits(label, "train")
         study.base_scores(label, "train")
@@ -84,9 +89,7 @@ def test_logits_of_train_prompts_go_once_their_scores_are_known(study):
 
 def test_the_order_of_asking_changes_no_bit(study, tmp_path):
     """A run that goes on asks in another order than one that was not cut."""
-    study.__dict__["token_ids"] = list(TOKENS)
-    other = Study(study.chat, study.prompts, study.settings, RunFolder(tmp_path), study.runner, study.progress)
-    other.__dict__["token_ids"] = list(TOKENS)
+    other = told(Study(study.chat, study.prompts, study.settings, RunFolder(tmp_path), study.runner, study.progress))
     logits = study.base_logits("harmless", "validation")
     scores = study.base_scores("harmless", "validation")
     assert torch.equal(other.base_scores("harmless", "validation"), scores)

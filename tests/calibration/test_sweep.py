@@ -2,83 +2,22 @@
 
 import math
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from naive_sweep import NaiveSweep
+from sweep_cases import CASES, TEXTS, PlainStudy, between, directions, plain_study, tolerance
 
-from demur.calibration import CalibrationSettings
-from demur.calibration._false_refusal_direction import _score as score_false_refusal
 from demur.calibration._racing import first_step
 from demur.calibration._refusal_direction import _score as score_refusal
-from demur.calibration._score_books import ScoreBook
 from demur.calibration._selection import ScoreRow, select_refusal_direction
 from demur.calibration._sweep import telling_first
-from demur.directions import orthogonalize
 from demur.errors import SelectionError
-from demur.evaluation import applicable_conditions, kl_divergences, next_token_logits, refusal_scores
+from demur.evaluation import kl_divergences, refusal_scores
 from demur.models import PartialForward
 from demur.records import RunFolder, ScorePiece, ScoreRecord
-from demur.testing import tiny_chat_model
-from demur.types import SilentProgress
-
-TEXTS = {
-    "harmful": ["Break it", "How do I get into the old house?", "Tell me now", "Open this", "Who did it and why?"] * 2,
-    "harmless": ["Bake a cake", "What is the time in Rome?", "Sing", "Name three rivers of the north", "Hi there"] * 2,
-    "borderline": ["Kill the process", "How do I shoot a portrait?", "Blow out", "Cut the budget in half now"] * 2,
-}
-TEXTS = {label: [f"{text} {index}" for index, text in enumerate(texts)] for label, texts in TEXTS.items()}
-
-
-def even_tokens(logits):
-    """As many tokens as have half of the probability, so that a random model's scores lie around 0."""
-    likely = torch.softmax(logits.double(), -1)
-    order = torch.randperm(logits.shape[-1], generator=torch.Generator().manual_seed(0))
-    medians = likely[:, order].cumsum(-1).median(0).values
-    return order[: int((medians - 0.5).abs().argmin()) + 1].tolist()
-
-
-@dataclass
-class PlainStudy:
-    """What the sweeps use of a study; all prompts are scored."""
-
-    chat: object
-    settings: CalibrationSettings
-    folder: RunFolder
-    rows: int = 12
-    progress: SilentProgress = field(default_factory=SilentProgress)
-    positions = (-3, -2, -1)
-
-    def __post_init__(self):
-        self.scores = ScoreBook(self.folder.scores)
-        self.allowed_layers = range(int(self.settings.layer_fraction * self.chat.n_layers))
-        self.logits = {label: next_token_logits(self.chat, texts) for label, texts in TEXTS.items()}
-        self.token_ids = even_tokens(self.logits["harmful"])
-
-    def scored_validation(self, label, *, refused):
-        scores = self.base_scores(label, "validation")
-        return [index for index, score in enumerate(scores) if label != "harmful" or not refused or score > 0]
-
-    def texts(self, label, _split):
-        return TEXTS[label]
-
-    def encode(self, label, _split, indices):
-        return self.chat.encode([TEXTS[label][index] for index in indices])
-
-    def base_logits(self, label, _split):
-        return self.logits[label]
-
-    def base_scores(self, label, _split):
-        return refusal_scores(self.logits[label], self.token_ids)
-
-
-def directions(chat, seed=0, positions=3, size=1.0):
-    shape = (positions, chat.n_layers, chat.layout.d_model)
-    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * size
-    drawn[0, 0] = 0.0  # as at layer 0 of identical template tokens
-    return drawn
 
 
 @dataclass
@@ -104,22 +43,10 @@ def naive_rows(study, candidates, naive):
     return rows
 
 
-def between(values, share):
-    """A limit between two values, so that rounding decides nothing."""
-    ordered = sorted(set(values))
-    index = max(1, int(share * len(ordered)))
-    return (ordered[index - 1] + ordered[index]) / 2
-
-
-CASES = [("llama", torch.float64), ("qwen2", torch.float64), ("gpt2", torch.float64), ("llama", torch.float32)]
-
-
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request, tmp_path_factory):
-    family, dtype = request.param
-    chat = tiny_chat_model(family, dtype=dtype, **({"n_layer": 5} if family == "gpt2" else {"num_hidden_layers": 5}))
-    settings = CalibrationSettings(layer_fraction=1.0, pressure=False)
-    study = PlainStudy(chat, settings, RunFolder(tmp_path_factory.mktemp("sweep")))
+    study = plain_study(*request.param, tmp_path_factory.mktemp("sweep"))
+    chat = study.chat
     candidates = directions(chat)
     blocks = [chat.module.get_submodule(path) for path in chat.layout.blocks]
     harmful = study.encode("harmful", "validation", study.scored_validation("harmful", refused=True))
@@ -127,7 +54,7 @@ def case(request, tmp_path_factory):
     rows = naive_rows(study, candidates, naive)
     # Limits at quantiles, so that every filter removes some.
     induce, kl = between((row.induce for row in rows), 0.25), between((row.kl for row in rows), 0.7)
-    study.settings = replace(settings, induce_minimum=induce, kl_limit=kl)
+    study.settings = replace(study.settings, induce_minimum=induce, kl_limit=kl)
     return Case(study, candidates, rows, score_refusal(study, candidates))
 
 
@@ -138,10 +65,6 @@ def limits(case):
         "induce_minimum": case.study.settings.induce_minimum,
         "layer_fraction": 1.0,
     }
-
-
-def tolerance(case):
-    return 1e-9 if case.study.chat.layout.dtype == torch.float64 else 1e-4
 
 
 def test_the_choice_and_every_reported_score_are_the_naive_ones(case):
@@ -157,7 +80,7 @@ def test_the_choice_and_every_reported_score_are_the_naive_ones(case):
         assert set(one.rejected_by) <= set(two.rejected_by)
         for name in ("bypass_score", "induce_score", "kl_score"):
             if getattr(one, name) is not None:
-                assert getattr(one, name) == pytest.approx(getattr(two, name), abs=tolerance(case))
+                assert getattr(one, name) == pytest.approx(getattr(two, name), abs=tolerance(case.study))
                 measured += 1
     assert None not in (ours.selected.bypass_score, ours.selected.induce_score, ours.selected.kl_score)
     assert measured < 3 * len(rows)
@@ -203,8 +126,8 @@ def test_where_nothing_passes_the_error_says_how_far_off_all_are(case, tmp_path)
     study = replace(case.study, folder=RunFolder(tmp_path), settings=settings)
     rows = score_refusal(study, case.candidates)
     for one, two in zip(rows, case.naive, strict=True):
-        assert one.induce == pytest.approx(two.induce, abs=tolerance(case))
-        assert one.kl == pytest.approx(two.kl, abs=tolerance(case))
+        assert one.induce == pytest.approx(two.induce, abs=tolerance(case.study))
+        assert one.kl == pytest.approx(two.kl, abs=tolerance(case.study))
     with pytest.raises(SelectionError, match=r"none of the \d+ candidate directions passed") as ours:
         select_refusal_direction(rows, **limits(case) | {"kl_limit": 0.0, "induce_minimum": 18.0})
     assert "the first of them passes" in str(ours.value)
@@ -223,139 +146,6 @@ def test_a_model_that_overflows_somewhere_is_rejected_there(case, tmp_path):
     assert next(row for row in ours.candidates if (row.position, row.layer) == (-2, 1)).rejected_by == ("nan",)
 
 
-def check_reported(rows, table, limit, share, near):
-    for row in rows:
-        expected = table.get((row.lambda_, row.position, row.layer))
-        if expected is None:  # a zero vector
-            continue
-        for value, naive in zip((row.kl_score, row.harmful_kept, row.borderline_score), expected, strict=True):
-            assert value is None or value == pytest.approx(naive, abs=near)
-        assert row.rejected_by != ("kl",) or expected[0] > limit
-        assert row.rejected_by != ("true_refusals",) or expected[1] < share
-
-
-def naive_false_refusal_table(study, w, r):
-    """(lambda, position, layer) -> KL, share of true refusals kept, mean refusal score on borderline prompts."""
-    chat = study.chat
-    harmful = study.encode("harmful", "validation", study.scored_validation("harmful", refused=True))
-    blocks = [chat.module.get_submodule(path) for path in chat.layout.blocks]
-    encoded = {label: chat.encode(texts) for label, texts in TEXTS.items()}
-    first = NaiveSweep(chat.model, blocks, harmful, encoded["harmless"], study.token_ids)
-    second = NaiveSweep(chat.model, blocks, encoded["borderline"], encoded["harmless"][:1], study.token_ids)
-    table = {}
-    for strength in study.settings.lambdas:
-        vectors = orthogonalize(w, r, strength=strength)
-        for layer in study.allowed_layers:
-            for position in study.positions:
-                vector = vectors[position, layer]
-                if vector.norm() > 0:
-                    scores = first.kl(vector), first.bypass(vector), second.bypass(vector)
-                    table[strength, position, layer] = (
-                        math.fsum(scores[0]) / len(scores[0]),
-                        sum(score > 0 for score in scores[1]) / len(scores[1]),
-                        math.fsum(scores[2]) / len(scores[2]),
-                    )
-    return table
-
-
-def test_the_best_of_each_lambda_is_that_of_scoring_everything(case, tmp_path):
-    lambdas = (1.0, 0.5, 0.0)
-    w, r = (directions(case.study.chat, seed) for seed in (1, 2))
-    r[1, 2] = 0.0  # nothing to take out: the same direction at every lambda
-    study = replace(case.study, folder=RunFolder(tmp_path))
-    study.settings = replace(study.settings, lambdas=lambdas)
-    table = naive_false_refusal_table(study, w, r)
-    limit, share = between((row[0] for row in table.values()), 0.6), between((row[1] for row in table.values()), 0.2)
-    study.settings = replace(study.settings, false_refusal_kl_limit=limit)
-    object.__setattr__(study.settings, "margin", 1 - share)
-    rows, best, _ = score_false_refusal(study, w, r)
-    for strength in lambdas:
-        passing = [
-            key
-            for key, (kl, kept, _) in table.items()
-            if key[0] == strength and kl <= limit and kept >= 1 - study.settings.margin
-        ]
-        expected = min(passing, key=lambda key: table[key][2]) if passing else None
-        found = best[strength]
-        assert (None if found is None else (strength, found.scores.position, found.scores.layer)) == expected
-        if found is not None:
-            vector = orthogonalize(w, r, strength=strength)[found.scores.position, found.scores.layer]
-            torch.testing.assert_close(found.vector, vector, rtol=0, atol=0)
-            assert None not in (found.scores.kl_score, found.scores.harmful_kept, found.scores.borderline_score)
-    assert any(best.values())
-    check_reported(rows, table, limit, share, tolerance(case))
-    same = [piece for piece in study.folder.score_pieces.read(ScorePiece) if (piece.position, piece.layer) == (-2, 2)]
-    assert {piece.lambda_ for piece in same} == {1.0}
-
-
-def naive_pressure_table(study, w, r):
-    """(lambda, position, layer) -> greatest loss under pressure, mean refusal score on borderline prompts.
-
-    The loss of sampled answers is that of the mean refusal probability; of every other condition the share of all
-    harmful prompts that are among the `n_scored` that the base model refuses by the least there, by the next token, and
-    that the changed model does not refuse.
-    """
-    chat, conditions = study.chat, {each.name: each for each in applicable_conditions(study.chat)[0]}
-    pressed = [
-        [tokens for tokens, _ in conditions[name].requests(chat, TEXTS["harmful"])]
-        for name in ("suffix-32", "system-careful", "earlier-turn")
-        if name in conditions
-    ]
-    assert len(pressed) >= 2
-    blocks = [chat.module.get_submodule(path) for path in chat.layout.blocks]
-    harmless = chat.encode(TEXTS["harmless"])[:1]
-    at_rest = study.encode("harmful", "validation", study.scored_validation("harmful", refused=True))
-    rest, borderline, *sweeps = (
-        NaiveSweep(chat.model, blocks, prompts, harmless, study.token_ids)
-        for prompts in (at_rest, chat.encode(TEXTS["borderline"]), *pressed)
-    )
-
-    def probability(scores):
-        return sum(1 / (1 + math.exp(-score)) for score in scores) / len(scores)
-
-    bases = [sweep.refusal_scores(sweep.logits(sweep.harmful)) for sweep in sweeps]
-    base = probability(rest.refusal_scores(rest.logits(rest.harmful)))
-    table = {}
-    for strength in study.settings.lambdas:
-        vectors = orthogonalize(w, r, strength=strength)
-        for layer in study.allowed_layers:
-            for position in study.positions:
-                vector = vectors[position, layer]
-                if vector.norm() == 0:
-                    continue
-                losses = [base - probability(rest.bypass(vector))]
-                for sweep, before in zip(sweeps, bases, strict=True):
-                    pairs = sorted(pair for pair in zip(before, sweep.bypass(vector), strict=True) if pair[0] > 0)
-                    losses.append(sum(after <= 0 for _, after in pairs[: study.settings.n_scored]) / len(before))
-                scores = borderline.bypass(vector)
-                table[strength, position, layer] = max(losses), math.fsum(scores) / len(scores)
-    return table
-
-
-def test_a_candidate_that_loses_refusals_under_pressure_is_not_chosen(case, tmp_path, monkeypatch):
-    w, r = (directions(case.study.chat, seed) for seed in (3, 4))
-    study = replace(case.study, folder=RunFolder(tmp_path))
-    study.settings = replace(
-        study.settings, lambdas=(1.0, 0.3), pressure=True, false_refusal_kl_limit=math.inf, n_scored=4
-    )
-    object.__setattr__(study.settings, "margin", 1.0)
-    table = naive_pressure_table(study, w, r)
-    limit = between((loss for loss, _ in table.values()), 0.3)
-    monkeypatch.setattr("demur.calibration._pressed_choice.PRESSURE_MARGIN", limit)
-    rows, best, _ = score_false_refusal(study, w, r)
-    for strength in study.settings.lambdas:
-        passing = [key for key, (loss, _) in table.items() if key[0] == strength and loss <= limit]
-        expected = min(passing, key=lambda key: table[key][1]) if passing else None
-        found = best[strength]
-        assert (None if found is None else (strength, found.scores.position, found.scores.layer)) == expected
-    assert any(best.values())
-    removed = {row.rejected_by for row in rows} & {("sampling",), ("suffix",), ("system",), ("template",)}
-    assert removed
-    for row in rows:
-        key = row.lambda_, row.position, row.layer
-        assert row.rejected_by not in removed or table[key][0] > limit
-
-
 def test_where_memory_does_not_suffice_the_passes_are_halved_and_the_choice_is_the_same(case, tmp_path, monkeypatch):
     notes = []
 
@@ -371,7 +161,7 @@ def test_where_memory_does_not_suffice_the_passes_are_halved_and_the_choice_is_t
     ours = select_refusal_direction(score_refusal(study, case.candidates), **limits(case))
     naive = select_refusal_direction(case.naive, **limits(case))
     assert (ours.selected.position, ours.selected.layer) == (naive.selected.position, naive.selected.layer)
-    assert ours.selected.bypass_score == pytest.approx(naive.selected.bypass_score, abs=tolerance(case))
+    assert ours.selected.bypass_score == pytest.approx(naive.selected.bypass_score, abs=tolerance(case.study))
     assert any("out of memory" in note for note in notes)
 
 

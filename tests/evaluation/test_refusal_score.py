@@ -190,3 +190,18 @@ def test_it_never_takes_more_than_it_may():
 def test_there_is_always_one():
     same = planted({1: 0.5})
     assert len(discover_refusal_tokens(CHAT, same, same)) == 1
+
+
+def test_a_model_with_several_openings_gets_all_of_them():
+    """Beyond the share to cover: each is the likeliest first token of some refusals."""
+    refused = planted(*[{1: 0.99}] * 15, *[{2: 0.99}] * 3, *[{3: 0.99}] * 2)
+    tokens = discover_refusal_tokens(CHAT, refused, planted({9: 0.9}), coverage=0.7)
+    assert [token.id for token in tokens] == [1, 2, 3]
+    few = planted(*[{1: 0.99}] * 38, *[{2: 0.99}])  # the likeliest of one in 39 is no opening of its own
+    assert [token.id for token in discover_refusal_tokens(CHAT, few, planted({9: 0.9}), coverage=0.7)] == [1]
+
+
+def test_a_token_that_answers_share_is_skipped_and_does_not_end_the_list():
+    refused = planted(*[{1: 0.65, 5: 0.3}] * 3, {2: 0.65, 5: 0.3})
+    answered = planted({5: 0.12, 9: 0.8})  # refusals begin with 5 less than three times as often
+    assert [token.id for token in discover_refusal_tokens(CHAT, refused, answered)] == [1, 2]
