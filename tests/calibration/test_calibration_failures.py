@@ -147,8 +147,8 @@ def test_true_refusals_that_are_lost_and_the_kl_are_named(toy_run, tmp_path):
     class Forgetful(FakeJudge):
         def judge_batch(self, pairs):
             found = super().judge_batch(pairs)
-            # Two calls learn how the model refuses, one holds the base model's answers to the validation prompts.
-            return found if self.calls <= 3 else [replace(each, verdict="full_compliance") for each in found]
+            # Four calls learn how the model refuses, one holds the base model's answers to the validation prompts.
+            return found if self.calls <= 5 else [replace(each, verdict="full_compliance") for each in found]
 
     known = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
     judge = Forgetful(known.verdicts, known.labels)
@@ -187,7 +187,7 @@ def test_a_direction_that_changes_no_answer_is_none(toy_run, tmp_path):
 
 def test_an_interruption_leaves_the_model_and_the_folder_usable(toy_run, tmp_path):
     judge = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
-    judge.fails_in = 5  # inside the lambda grid: an intervention is folded into the weights at this moment
+    judge.fails_in = 7  # inside the lambda grid: an intervention is folded into the weights at this moment
     failing(toy_run, tmp_path, KeyboardInterrupt, judge=judge)
     after = toy_run.chat.module.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in toy_run.parameters_before.items())
