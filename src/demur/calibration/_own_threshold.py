@@ -66,11 +66,14 @@ class Answered:
         return [index for index, each in enumerate(self.refused) if each is wanted]
 
 
-def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
+def answered_train(
+    study: "Study", known: RefusalThreshold | None = None
+) -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
     """Judged answers to train prompts of every set; how long answers must be to be judged; verdicts that this changes.
 
     The first of each set are answered at length; the rest, as all later answers of the run, at the learned length: the
-    shortest at which nearly all verdicts are those of the long answers.
+    shortest at which nearly all verdicts are those of the long answers. What a run has learned already (`known`) holds:
+    of its answers it may have kept the verdicts alone.
     """
     study.runner.max_new_tokens = study.settings.max_new_tokens
     present = [label for label in LABELS if label in study.prompts]
@@ -81,13 +84,14 @@ def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRec
         some = {label: each[first:end] for label, each in asked.items()}
         return study.runner.complete_sets(some, condition=BASE_MODEL, split="train", until_settled=True)
 
-    # Before anything is answered: damaged weights refuse nothing either, and would be taken for that.
-    logits_after(study.chat, [study.encode(label, "train", [0])[0] for label in present])
     settled = study.settings.verdict_tokens or (_LONGEST if isinstance(study.runner.judge, SettlingJudge) else 0)
     if settled:
         study.runner.max_new_tokens = min(settled, study.settings.max_new_tokens)
     whole = answers(0, _WHOLE)
-    length, changes = _verdict_length(study, [record for each in whole.values() for record in each])
+    if known is not None and known.verdict_tokens is not None:
+        length, changes = known.verdict_tokens, known.verdict_changes
+    else:
+        length, changes = _verdict_length(study, [record for each in whole.values() for record in each])
     study.runner.max_new_tokens = length
     rest = answers(_WHOLE, None)
     return {label: [*whole[label], *rest[label]] for label in present}, length, changes

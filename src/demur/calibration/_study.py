@@ -112,7 +112,10 @@ class Study:
 
     @cached_property
     def _learning(self) -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
-        return answered_train(self)
+        # Before anything is answered: damaged weights refuse nothing either, and would be taken for that.
+        logits_after(self.chat, [self.encode(label, "train", [0])[0] for label in self.prompts])
+        path = self.folder.refusal_threshold
+        return answered_train(self, read_record(path, RefusalThreshold) if path.exists() else None)
 
     @cached_property
     def refusal_tokens(self) -> tuple[RefusalToken, ...]:
