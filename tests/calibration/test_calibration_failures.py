@@ -1,5 +1,7 @@
 """Models, prompts and settings with which a calibration cannot work: the message says what was measured."""
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -15,7 +17,7 @@ from demur.models import hook_count
 from demur.records import CompletionRecord, RunFolder
 from demur.testing import load_toy_chat_model
 
-QUICK = replace(SMALL, n_scored=2, n_validation=8, n_mechanism=2)
+QUICK = replace(SMALL, n_scored=2, n_validation=8, n_mechanism=2, n_answered=32, n_sampled=2)
 
 
 @dataclass
@@ -90,7 +92,11 @@ def test_borderline_prompts_that_are_hardly_refused(toy_run, tmp_path):
     relabelled = tuple(replace(prompt, label="borderline", answer=None) for prompt in harmless.prompts)
     prompts = {**toy_run.prompts, "borderline": replace(harmless, label="borderline", prompts=relabelled)}
     message = failing(toy_run, tmp_path, ModelError, prompts=prompts)
-    assert " of 64 borderline train prompts have a refusal score above 0, and a mean needs at least 16. " in message
+    assert re.search(
+        r" of 64 borderline train prompts have a refusal score above the threshold -?[\d.]+, and a mean needs at least "
+        r"16\. ",
+        message,
+    )
     assert "The model hardly refuses these borderline prompts, so there is little to remove: give more of" in message
 
 
@@ -112,51 +118,9 @@ def test_damaged_weights_of_a_block(toy_run, tmp_path):
 # The choice ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_admissible_operating_point_lists_the_grid(toy_run, tmp_path):
+def test_where_no_direction_changes_an_answer_the_error_lists_the_nearest(toy_run, tmp_path):
     judge = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
-    message = failing(toy_run, tmp_path, SelectionError, judge=judge)
-    first, *rows = message.splitlines()
-    assert first == (
-        f"{toy_run.chat.name}: no operating point removes false refusals and keeps true refusals (margin 5%) and KL "
-        "(limit 1) on validation prompts:"
-    )
-    assert rows[:3] == [
-        "  lambda 1: no false refusal removed",
-        "  lambda 0.8: no false refusal removed",
-        "  lambda 0.7: no false refusal removed",
-    ]
-    assert "a finer grid near 1 (--lambdas 1,0.95,0.9,0.85)" in rows[3]
-    assert "(--gate-kl-limit)" in rows[3]
-    with pytest.raises(RunFolderError, match="holds an unfinished run"):
-        RunFolder(tmp_path).read_summary()
-
-
-def test_lost_true_refusals_and_kl_are_named_in_the_grid(toy_run, tmp_path):
-    """A judge that forgets the refusals of harmful prompts once it has seen the base model's answers."""
-
-    class Forgetful(FakeJudge):
-        def judge_batch(self, pairs):
-            found = super().judge_batch(pairs)
-            # Two batches find the refusal tokens, two hold the base model's answers to the validation prompts.
-            return found if self.calls <= 4 else [replace(each, verdict="full_compliance") for each in found]
-
-    known = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
-    judge = Forgetful(known.verdicts, known.labels)
-    settings = replace(QUICK, lambdas=(1.0,), gate_kl_limit=1e-12)
-    message = failing(toy_run, tmp_path, SelectionError, judge=judge, settings=settings)
-    row = message.splitlines()[1]
-    assert row.startswith("  lambda 1: 8 of 8 true refusals lost; KL ")
-    assert row.endswith(" above 1e-12")
-
-
-def test_no_candidate_within_its_limits_at_any_lambda(toy_run, tmp_path):
-    settings = replace(QUICK, false_refusal_kl_limit=0.0)
-    message = failing(toy_run, tmp_path, SelectionError, settings=settings)
-    assert "  lambda 0.8: no candidate keeps true refusals and KL within their limits" in message
-
-
-def test_no_refusal_direction(toy_run, tmp_path):
-    message = failing(toy_run, tmp_path, SelectionError, settings=replace(QUICK, induce_minimum=100.0))
+    message = failing(toy_run, tmp_path, SelectionError, judge=judge, settings=replace(QUICK, induce_minimum=100.0))
     assert "candidate directions passed the filters (removed by:" in message
     assert "--induce-minimum" in message
 
@@ -164,17 +128,42 @@ def test_no_refusal_direction(toy_run, tmp_path):
 # Interruptions ------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Sighted(FakeJudge):
+    """Counts how often the answer to each prompt was judged, and is interrupted at the second to a validation prompt.
+
+    That is inside the lambda grid: an intervention is folded into the weights at this moment.
+    """
+
+    validation: frozenset = frozenset()
+    seen: Counter = field(default_factory=Counter)
+    interrupts: bool = True
+
+    def judge_batch(self, pairs):
+        self.seen.update(prompt for prompt, _ in pairs)
+        if self.interrupts and any(self.seen[prompt] > 1 and prompt in self.validation for prompt, _ in pairs):
+            raise KeyboardInterrupt
+        return super().judge_batch(pairs)
+
+
 def test_an_interruption_leaves_the_model_and_the_folder_usable(toy_run, tmp_path):
-    judge = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
-    judge.fails_in = 6  # inside the lambda grid: an intervention is folded into the weights at this moment
+    known = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
+    validation = {prompt.text for prompts in toy_run.prompts.values() for prompt in prompts.split("validation")}
+    judge = Sighted(known.verdicts, known.labels, validation=frozenset(validation))
     failing(toy_run, tmp_path, KeyboardInterrupt, judge=judge)
     after = toy_run.chat.module.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in toy_run.parameters_before.items())
+    with pytest.raises(RunFolderError, match="holds an unfinished run"):
+        RunFolder(tmp_path).read_summary()
     kept = RunFolder(tmp_path).completions.read(CompletionRecord)
-    assert any(record.intervention.startswith("lambda=") for record in kept)
-    judge.fails_in = None
-    assert "no false refusal removed" in failing(toy_run, tmp_path, SelectionError, judge=judge)
+    assert {record.split for record in kept} == {"train", "validation"}
+    judge.interrupts = False
+    judge.seen.clear()
+    summary = calibrate(toy_run.chat, toy_run.prompts, out=tmp_path, settings=QUICK, judge=judge)
+    assert summary.operating_point is None
     assert RunFolder(tmp_path).completions.read(CompletionRecord)[: len(kept)] == kept
+    answered = {record.prompt for record in kept if record.split == "train"}
+    assert not answered & set(judge.seen)  # what was judged is not judged again
 
 
 def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp_path):
@@ -190,7 +179,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp
     [
         *(
             ({name: 0}, f"{name} is a number of at least 1; got 0.")
-            for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "max_new_tokens")
+            for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "n_answered", "max_new_tokens")
         ),
         ({"batch_size": -1}, "batch_size is a number of prompts, or 0 for one that suits the machine; got -1."),
         ({"lambdas": ()}, "lambdas are numbers from 0 to 1; got ()."),
@@ -206,6 +195,12 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp
         ),
         ({"gate_kl_limit": 0.0}, "gate_kl_limit is a number of nats above 0, such as 0.1; got 0.0."),
         ({"induce_minimum": float("nan")}, "induce_minimum is a refusal score in log-odds, such as 0; got nan."),
+        *(
+            ({name: -1}, f"{name} is a number from 0 up; got -1.")
+            for name in ("n_screened", "n_judged", "n_pressed", "n_pressure", "n_sampled")
+        ),
+        ({"refusal_threshold": float("inf")}, "refusal_threshold is a refusal score in log-odds, such as 0; got inf."),
+        ({"verdict_tokens": -1}, "verdict_tokens is a number of tokens, or 0 to learn it; got -1."),
         ({"refusal_tokens": ()}, "refusal_tokens are one or more token ids, each given once; got ()."),
         ({"refusal_tokens": (4, 4)}, "refusal_tokens are one or more token ids, each given once; got (4, 4)."),
         ({"refusal_tokens": (-1,)}, "refusal_tokens are one or more token ids, each given once; got (-1,)."),
@@ -221,16 +216,19 @@ def test_settings_out_of_range_are_refused(values, message):
 def test_the_defaults_are_the_published_values():
     settings = CalibrationSettings()
     assert (settings.n_train, settings.n_scored) == (128, 32)
-    assert (settings.kl_limit, settings.induce_minimum, settings.layer_fraction) == (0.1, 0.0, 0.8)
+    assert (settings.kl_limit, settings.layer_fraction) == (0.1, 0.8)
+    # Both papers use 0; by default the model's own threshold takes its place in both.
+    assert (settings.refusal_threshold, settings.induce_minimum) == (None, None)
     assert settings.false_refusal_kl_limit == 0.2
     assert settings.lambdas[0] == 1.0
 
 
 def test_tokens_that_the_user_sets_are_taken(toy_run, tmp_path):
-    """They are recorded without probabilities, and the model answers nothing to find them."""
+    """They are recorded without probabilities; with a threshold, the model answers nothing to find either."""
     tokens = tuple(token.id for token in toy_run.summary.refusal_tokens)
     judge = FakeJudge(fails_in=1)
-    failing(toy_run, tmp_path, KeyboardInterrupt, settings=replace(QUICK, refusal_tokens=tokens), judge=judge)
+    settings = replace(QUICK, refusal_tokens=tokens, refusal_threshold=0.0)
+    failing(toy_run, tmp_path, KeyboardInterrupt, settings=settings, judge=judge)
     assert (tmp_path / "candidates.json").exists()  # the whole first stage needed no answer
 
 
