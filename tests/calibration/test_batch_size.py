@@ -57,8 +57,8 @@ def memory(monkeypatch):
     ("device", "gib", "expected"),
     [
         ("cpu", 256, MOST_ON_CPU),
-        ("cpu", 24, 8),
-        ("cpu", 17, 1),
+        ("cpu", 24, 16),
+        ("cpu", 17, 2),
         ("cpu", 8, 1),
         ("cuda", 140, MOST_ELSEWHERE),
         ("cuda", 24, 16),

@@ -1,6 +1,7 @@
 """A whole calibration of the toy model: what it writes, that it is right, that it leaves nothing behind."""
 
 import json
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from demur.models import hook_count
 from demur.records import (
     BASE_MODEL,
     CALIBRATED_MODEL,
+    PLAIN,
     Candidates,
     CompletionRecord,
     Mechanism,
@@ -79,7 +81,9 @@ def test_the_summary_says_where_the_directions_come_from(toy_run, written):
         assert 1 <= card["n_survivors"] <= card["n_candidates"]
         assert all(16 <= n <= 64 for n in card["n_fit"].values())
     assert {"bypass_score", "induce_score", "kl_score"} <= set(written["refusal_direction"]["scores"])
-    assert {"borderline_score", "kl_score", "harmful_kept"} <= set(written["false_refusal_direction"]["scores"])
+    assert {"borderline_score", "kl_score", "refusal_probability_harmful"} <= set(
+        written["false_refusal_direction"]["scores"]
+    )
     assert written["refusal_direction"]["n_candidates"] == positions * n_layers
     assert set(written["refusal_direction"]["n_fit"]) == {"harmful", "harmless"}
     assert set(written["false_refusal_direction"]["n_fit"]) == {"borderline", "harmless"}
@@ -129,7 +133,7 @@ def test_the_gate_is_complete(written):
     assert gate["margin"] == SMALL.margin
     assert gate["reasons"]
     assert {rule["name"] for rule in gate["rules"]} >= {
-        "true_refusals_exist",
+        "refusal_is_selective",
         "true_refusals_kept",
         "false_refusals_reduced",
         "harmless_refusals_not_raised",
@@ -165,6 +169,7 @@ def test_every_file_of_the_folder_is_a_record(toy_run):
             "projections.json",
             "edits.safetensors",
             "mechanism.json",
+            "refusal_threshold.json",
             ".lock",
         ),
         *("directions.safetensors", "completions.jsonl", "scores.jsonl", "score_pieces.jsonl"),
@@ -179,7 +184,7 @@ def test_every_file_of_the_folder_is_a_record(toy_run):
 def test_the_metrics_can_be_taken_again_from_the_completions(toy_run):
     found = {BASE_MODEL: {label: [] for label in LABELS}, CALIBRATED_MODEL: {label: [] for label in LABELS}}
     for record in RunFolder(toy_run.folder).completions.read(CompletionRecord):
-        if record.split == "test":
+        if record.split == "test" and record.condition == PLAIN:
             found[record.intervention][record.label].append(record)
     for records in found.values():
         for label in LABELS:
@@ -299,11 +304,12 @@ def texts(run, label, split, most):
 def naive_means(toy_run):
     """Means over single prompts after the train filter, [layer][position]."""
     chat, tokens = toy_run.chat, [token.id for token in toy_run.summary.refusal_tokens]
+    threshold = toy_run.summary.refusal_threshold.value
     n_positions = len(chat.template.post_instruction_tokens())
     means = {}
     for label, sign in (("harmful", 1), ("harmless", -1), ("borderline", 1)):
         read = [one(chat, text) for text in texts(toy_run, label, "train", SMALL.n_train)]
-        kept = [states for logits, states in read if sign * naive_score(logits, tokens) > 0]
+        kept = [states for logits, states in read if sign * (naive_score(logits, tokens) - threshold) > 0]
         stacked = [torch.stack([state[-n_positions:] for state in states]) for states in kept]
         means[label] = (torch.stack(stacked).mean(0), len(kept))
     return means
@@ -341,8 +347,9 @@ def test_candidate_scores_equal_the_naive_procedure(toy_run, naive_means, place)
     vector = (naive_means["harmful"][0] - naive_means["harmless"][0])[row.layer, row.position].float()
     read = {label: [(text, one(chat, text)[0]) for text in texts(toy_run, label, "validation", SMALL.n_scored)]
             for label in ("harmful", "harmless")}  # fmt: skip
-    harmful = [text for text, logits in read["harmful"] if naive_score(logits, tokens) > 0]
-    harmless = [(text, logits) for text, logits in read["harmless"] if naive_score(logits, tokens) < 0]
+    threshold = toy_run.summary.refusal_threshold.value
+    harmful = [text for text, logits in read["harmful"] if naive_score(logits, tokens) > threshold]
+    harmless = [(text, logits) for text, logits in read["harmless"] if naive_score(logits, tokens) < threshold]
     bypass, induce, kl = [], [], []
     with own_hooks(chat, ablate=vector / vector.norm()):
         bypass = [naive_score(one(chat, text)[0], tokens) for text in harmful]
@@ -360,17 +367,15 @@ def test_candidate_scores_equal_the_naive_procedure(toy_run, naive_means, place)
 def test_false_refusal_scores_equal_the_naive_procedure(toy_run):
     chat, tokens = toy_run.chat, [token.id for token in toy_run.summary.refusal_tokens]
     vector = load_directions(toy_run.folder / "directions.safetensors")["false_refusal_direction"].unit.float()
-    harmful = [
-        text
-        for text in texts(toy_run, "harmful", "validation", SMALL.n_scored)
-        if naive_score(one(chat, text)[0], tokens) > 0
-    ]
+    harmful = texts(toy_run, "harmful", "validation", SMALL.n_scored)
     borderline = texts(toy_run, "borderline", "validation", SMALL.n_scored)
+    threshold = toy_run.summary.refusal_threshold
     with own_hooks(chat, ablate=vector):
-        kept = [naive_score(one(chat, text)[0], tokens) > 0 for text in harmful]
+        scores = [naive_score(one(chat, text)[0], tokens) for text in harmful]
         score = sum(naive_score(one(chat, text)[0], tokens) for text in borderline) / len(borderline)
+    likely = [1 / (1 + math.exp(-threshold.slope * (each - threshold.value))) for each in scores]
     card = toy_run.summary.false_refusal_direction.scores
-    assert card["harmful_kept"].mean == pytest.approx(sum(kept) / len(kept))
+    assert card["refusal_probability_harmful"].mean == pytest.approx(sum(likely) / len(likely), abs=1e-3)
     assert card["borderline_score"].mean == pytest.approx(score, abs=1e-4)
 
 

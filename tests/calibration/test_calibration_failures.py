@@ -1,7 +1,6 @@
 """Models, prompts and settings with which a calibration cannot work: the message says what was measured."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -17,7 +16,7 @@ from demur.models import hook_count
 from demur.records import CompletionRecord, RunFolder
 from demur.testing import load_toy_chat_model
 
-QUICK = replace(SMALL, n_scored=2, n_validation=8, n_mechanism=2, n_answered=32, n_sampled=2)
+QUICK = replace(SMALL, n_scored=2, n_validation=8, n_mechanism=2)
 
 
 @dataclass
@@ -61,7 +60,7 @@ def test_a_model_that_refuses_nothing(toy_run, tmp_path):
     message = failing(toy_run, tmp_path, ModelError, judge=FakeJudge())
     assert message == (
         f"{toy_run.chat.name}: this model does not refuse: is it a base model, or one whose refusals were removed? It "
-        "refused 0 of 32 harmful train prompts (95 % interval 0% to 11%; 0 unjudged). Use a chat model that refuses, "
+        "refused 0 of 64 harmful train prompts (95 % interval 0% to 6%; 0 unjudged). Use a chat model that refuses, "
         "check the chat template, or set --refusal-tokens."
     )
 
@@ -69,12 +68,12 @@ def test_a_model_that_refuses_nothing(toy_run, tmp_path):
 def test_a_model_that_refuses_everything(toy_run, tmp_path):
     message = failing(toy_run, tmp_path, ModelError, judge=FakeJudge(otherwise="full_refusal"))
     assert "this model refuses (or garbles) everything, so no direction separates the two." in message
-    assert "It refused 32 of 32 harmless train prompts (95 % interval 89% to 100%; 0 unjudged)." in message
+    assert "It refused 64 of 64 harmless train prompts (95 % interval 94% to 100%; 0 unjudged)." in message
 
 
 def test_a_model_whose_answers_cannot_be_judged(toy_run, tmp_path):
     message = failing(toy_run, tmp_path, ModelError, judge=FakeJudge(otherwise="unjudged"))
-    assert "refused 0 of 0 harmful train prompts (95 % interval 0% to 100%; 32 unjudged)" in message
+    assert "refused 0 of 0 harmful train prompts (95 % interval 0% to 100%; 64 unjudged)" in message
 
 
 def test_a_model_whose_refusals_were_removed(toy_run, tmp_path):
@@ -93,9 +92,7 @@ def test_borderline_prompts_that_are_hardly_refused(toy_run, tmp_path):
     prompts = {**toy_run.prompts, "borderline": replace(harmless, label="borderline", prompts=relabelled)}
     message = failing(toy_run, tmp_path, ModelError, prompts=prompts)
     assert re.search(
-        r" of 64 borderline train prompts have a refusal score above the threshold -?[\d.]+, and a mean needs at least "
-        r"16\. ",
-        message,
+        r" of 64 borderline train prompts have a refusal score above the threshold \S+, and a mean needs at", message
     )
     assert "The model hardly refuses these borderline prompts, so there is little to remove: give more of" in message
 
@@ -118,9 +115,69 @@ def test_damaged_weights_of_a_block(toy_run, tmp_path):
 # The choice ---------------------------------------------------------------------------------------------------------
 
 
-def test_where_no_direction_changes_an_answer_the_error_lists_the_nearest(toy_run, tmp_path):
+def nothing_found(toy_run, tmp_path, *, settings=QUICK, judge=None):
+    """A calibration without an operating point: a finding with a whole summary, not an error."""
+    summary = calibrate(toy_run.chat, toy_run.prompts, out=tmp_path, settings=settings, judge=judge)
+    assert summary.operating_point is None
+    assert summary.gate.decision == "fail"
+    assert [rule.name for rule in summary.gate.rules] == ["operating_point_found"]
+    assert RunFolder(tmp_path).read_summary() == summary
+    assert "refusal_direction" in load_directions(tmp_path / "directions.safetensors")
+    assert hook_count(toy_run.chat.module) == 0
+    return summary
+
+
+def test_where_nothing_is_freed_the_frontier_says_so(toy_run, tmp_path):
     judge = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
-    message = failing(toy_run, tmp_path, SelectionError, judge=judge, settings=replace(QUICK, induce_minimum=100.0))
+    summary = nothing_found(toy_run, tmp_path, judge=judge)
+    assert "No operating point removes false refusals and keeps true refusals (margin 5%)" in summary.gate.reasons[0]
+    assert "no false refusals are freed that could be told from noise" in summary.gate.reasons[0]
+    assert [point.lambda_ for point in summary.lambda_curve] == list(QUICK.lambdas)
+    for point in summary.lambda_curve:
+        (miss,) = (miss for miss in point.misses if miss.limit == "false_refusals")
+        assert (miss.measured, miss.allowed) == (0.0, 0.0)
+        assert "false refusals not shown to fall" in point.note
+        assert point.false_refusals_by_score is not None
+    assert summary.lambda_baseline.false_refusal_rate.k == 8
+
+
+def test_true_refusals_that_are_lost_and_the_kl_are_named(toy_run, tmp_path):
+    """A judge that forgets all refusals once it has seen the base model's answers."""
+
+    class Forgetful(FakeJudge):
+        def judge_batch(self, pairs):
+            found = super().judge_batch(pairs)
+            # Four calls learn how the model refuses, one holds the base model's answers to the validation prompts.
+            return found if self.calls <= 5 else [replace(each, verdict="full_compliance") for each in found]
+
+    known = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
+    judge = Forgetful(known.verdicts, known.labels)
+    settings = replace(QUICK, lambdas=(1.0,), gate_kl_limit=1e-12)
+    (point,) = nothing_found(toy_run, tmp_path, judge=judge, settings=settings).lambda_curve
+    assert {miss.limit for miss in point.misses} == {"true_refusals", "kl"}
+    lost = next(miss for miss in point.misses if miss.limit == "true_refusals")
+    assert (lost.measured, lost.allowed, lost.unit) == (-1.0, -0.05, "share")
+    assert point.true_refusals.lost == 8
+    assert "true refusals lost (-100.0 points" in point.note
+    assert "above 1e-12" in point.note
+
+
+def test_a_candidate_beyond_a_limit_of_scores_stands_in_the_frontier(toy_run, tmp_path):
+    judge = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
+    summary = nothing_found(toy_run, tmp_path, settings=replace(QUICK, false_refusal_kl_limit=0.0), judge=judge)
+    assert all(point.position is not None for point in summary.lambda_curve)
+
+
+def test_where_no_direction_passes_the_published_filters_judged_answers_decide(toy_run, tmp_path):
+    summary = calibrate(toy_run.chat, toy_run.prompts, out=tmp_path, settings=replace(QUICK, induce_minimum=100.0))
+    assert summary.refusal_direction.unmet_filters == ("induce",)
+    assert summary.refusal_direction.n_survivors == 0
+    assert any("No refusal direction passes the published filters (induce" in each for each in summary.warnings)
+
+
+def test_a_direction_that_changes_no_answer_is_none(toy_run, tmp_path):
+    judge = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
+    message = failing(toy_run, tmp_path, SelectionError, settings=replace(QUICK, induce_minimum=100.0), judge=judge)
     assert "candidate directions passed the filters (removed by:" in message
     assert "--induce-minimum" in message
 
@@ -128,42 +185,17 @@ def test_where_no_direction_changes_an_answer_the_error_lists_the_nearest(toy_ru
 # Interruptions ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Sighted(FakeJudge):
-    """Counts how often the answer to each prompt was judged, and is interrupted at the second to a validation prompt.
-
-    That is inside the lambda grid: an intervention is folded into the weights at this moment.
-    """
-
-    validation: frozenset = frozenset()
-    seen: Counter = field(default_factory=Counter)
-    interrupts: bool = True
-
-    def judge_batch(self, pairs):
-        self.seen.update(prompt for prompt, _ in pairs)
-        if self.interrupts and any(self.seen[prompt] > 1 and prompt in self.validation for prompt, _ in pairs):
-            raise KeyboardInterrupt
-        return super().judge_batch(pairs)
-
-
 def test_an_interruption_leaves_the_model_and_the_folder_usable(toy_run, tmp_path):
-    known = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
-    validation = {prompt.text for prompts in toy_run.prompts.values() for prompt in prompts.split("validation")}
-    judge = Sighted(known.verdicts, known.labels, validation=frozenset(validation))
+    judge = by_label(toy_run, harmful="full_refusal", borderline="full_refusal")
+    judge.fails_in = 7  # inside the lambda grid: an intervention is folded into the weights at this moment
     failing(toy_run, tmp_path, KeyboardInterrupt, judge=judge)
     after = toy_run.chat.module.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in toy_run.parameters_before.items())
-    with pytest.raises(RunFolderError, match="holds an unfinished run"):
-        RunFolder(tmp_path).read_summary()
     kept = RunFolder(tmp_path).completions.read(CompletionRecord)
-    assert {record.split for record in kept} == {"train", "validation"}
-    judge.interrupts = False
-    judge.seen.clear()
-    summary = calibrate(toy_run.chat, toy_run.prompts, out=tmp_path, settings=QUICK, judge=judge)
-    assert summary.operating_point is None
+    assert any(record.intervention.startswith("lambda=") for record in kept)
+    judge.fails_in = None
+    nothing_found(toy_run, tmp_path, judge=judge)
     assert RunFolder(tmp_path).completions.read(CompletionRecord)[: len(kept)] == kept
-    answered = {record.prompt for record in kept if record.split == "train"}
-    assert not answered & set(judge.seen)  # what was judged is not judged again
 
 
 def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp_path):
@@ -216,15 +248,13 @@ def test_settings_out_of_range_are_refused(values, message):
 def test_the_defaults_are_the_published_values():
     settings = CalibrationSettings()
     assert (settings.n_train, settings.n_scored) == (128, 32)
-    assert (settings.kl_limit, settings.layer_fraction) == (0.1, 0.8)
-    # Both papers use 0; by default the model's own threshold takes its place in both.
-    assert (settings.refusal_threshold, settings.induce_minimum) == (None, None)
+    assert (settings.kl_limit, settings.induce_minimum, settings.layer_fraction) == (0.1, None, 0.8)
     assert settings.false_refusal_kl_limit == 0.2
     assert settings.lambdas[0] == 1.0
 
 
 def test_tokens_that_the_user_sets_are_taken(toy_run, tmp_path):
-    """They are recorded without probabilities; with a threshold, the model answers nothing to find either."""
+    """They are recorded without probabilities; with the papers' threshold the model answers nothing to find either."""
     tokens = tuple(token.id for token in toy_run.summary.refusal_tokens)
     judge = FakeJudge(fails_in=1)
     settings = replace(QUICK, refusal_tokens=tokens, refusal_threshold=0.0)

@@ -35,9 +35,10 @@ from demur.types import SilentProgress
 
 SETTINGS = replace(
     SMALL,
-    n_validation=12, n_scored=4, n_mechanism=4, lambdas=(0.7,), layer_fraction=0.5, pressure=False, max_new_tokens=16,
+    n_validation=24, n_scored=8, n_mechanism=4, lambdas=(0.7, 0.6), layer_fraction=0.5, pressure=False,
+    max_new_tokens=16, n_sampled=0,
 )  # fmt: skip
-SETS = {"train": 64, "validation": 12, "test": 12}
+SETS = {"train": 64, "validation": 24, "test": 12}
 LABELS = ("harmful", "borderline", "harmless")
 
 

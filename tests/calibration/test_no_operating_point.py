@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 from toy_runs import SMALL
@@ -19,33 +19,18 @@ QUICK = replace(SMALL, n_scored=4, n_validation=8, n_mechanism=2, n_sampled=4, l
 
 
 @dataclass
-class Forgetful:
-    """Refuses what the phrase judge calls refused, but no validation prompt that it has seen before.
-
-    The base model's answers to these come first, so every point of the grid loses all refusals.
-    """
+class Stubborn:
+    """Every harmful and every borderline prompt is refused, whatever is done to the model."""
 
     labels: dict
-    validation: frozenset
-    seen: Counter = field(default_factory=Counter)
-    id: str = "forgetful"
+    id: str = "stubborn"
     version: str = "1"
 
     def judge_batch(self, pairs):
-        found = []
-        for prompt, _ in pairs:
-            again = self.seen[prompt] and prompt in self.validation
-            refused = self.labels[prompt] != "harmless" and not again
-            found.append(Judgement("full_refusal" if refused else "full_compliance", 0.5, degenerate=False))
-            self.seen[prompt] += 1
-        return found
-
-
-def forgetful(prompts):
-    return Forgetful(
-        {prompt.text: label for label, each in prompts.items() for prompt in each.prompts},
-        frozenset(prompt.text for each in prompts.values() for prompt in each.split("validation")),
-    )
+        return [
+            Judgement("full_compliance" if self.labels[prompt] == "harmless" else "full_refusal", 0.5, degenerate=False)
+            for prompt, _ in pairs
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -173,32 +158,10 @@ def test_the_report_is_the_frontier(nothing):
     assert 'id="threshold"' in html
 
 
-def test_lost_true_refusals_are_told_with_their_interval(toy_run, tmp_path):
-    settings = replace(QUICK, lambdas=(1.0,), gate_kl_limit=1e-12)
-    judge = forgetful(toy_run.prompts)
-    summary = calibrate(toy_run.chat, toy_run.prompts, out=tmp_path, settings=settings, judge=judge)
-    (point,) = summary.lambda_curve
-    misses = {miss.limit: miss for miss in point.misses}
-    assert set(misses) == {"kl", "true_refusals"}
-    lost = misses["true_refusals"]
-    assert (lost.measured, lost.allowed, lost.unit, lost.by_scores) == (-1.0, -0.05, "share", False)
-    assert lost.low == -1.0 < lost.high < 0
-    assert "true refusals lost (-100.0 points" in point.note
-    assert "at 1 of 1 lambdas true refusals are lost" in summary.gate.reasons[0]
-    assert point.true_refusals.lost == point.true_refusals.n == 8
-
-
 def test_where_nothing_is_freed_milder_points_are_not_judged(toy_run, tmp_path):
-    class Stubborn(Forgetful):
-        def judge_batch(self, pairs):
-            self.seen.clear()
-            return super().judge_batch(pairs)
-
-    known = forgetful(toy_run.prompts)
+    judge = Stubborn({prompt.text: label for label, each in toy_run.prompts.items() for prompt in each.prompts})
     settings = replace(QUICK, lambdas=(1.0, 0.8, 0.7), n_judged=1)
-    summary = calibrate(
-        toy_run.chat, toy_run.prompts, out=tmp_path, settings=settings, judge=Stubborn(known.labels, known.validation)
-    )
+    summary = calibrate(toy_run.chat, toy_run.prompts, out=tmp_path, settings=settings, judge=judge)
     judged = [point for point in summary.lambda_curve if point.false_refusals is not None]
     assert len(judged) == 1
     assert [miss.limit for miss in judged[0].misses] == ["false_refusals"]

@@ -83,6 +83,8 @@ def answered_train(study: "Study") -> tuple[dict[PromptLabel, list[CompletionRec
         some = {label: each[first:end] for label, each in asked.items()}
         return study.runner.complete_sets(some, condition=BASE_MODEL, split="train", until_settled=True)
 
+    # Before anything is answered: damaged weights refuse nothing either, and would be taken for that.
+    logits_after(study.chat, [study.encode(label, "train", [0])[0] for label in present])
     settled = study.settings.verdict_tokens or (_LONGEST if isinstance(study.runner.judge, SettlingJudge) else 0)
     if settled:
         study.runner.max_new_tokens = min(settled, study.settings.max_new_tokens)

@@ -136,7 +136,7 @@ def _row(
             split="validation",
             intervention=change,
             keep_text=False,
-            until_settled=change is not None,
+            until_settled=True,
         )
 
     before, after = answers("harmful", None), answers("harmful", intervention)
