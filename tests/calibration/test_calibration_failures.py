@@ -211,7 +211,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp
     [
         *(
             ({name: 0}, f"{name} is a number of at least 1; got 0.")
-            for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "max_new_tokens")
+            for name in ("n_train", "n_scored", "n_validation", "n_mechanism", "n_answered", "max_new_tokens")
         ),
         ({"batch_size": -1}, "batch_size is a number of prompts, or 0 for one that suits the machine; got -1."),
         ({"lambdas": ()}, "lambdas are numbers from 0 to 1; got ()."),
@@ -227,6 +227,12 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_measured(toy_run, tmp
         ),
         ({"gate_kl_limit": 0.0}, "gate_kl_limit is a number of nats above 0, such as 0.1; got 0.0."),
         ({"induce_minimum": float("nan")}, "induce_minimum is a refusal score in log-odds, such as 0; got nan."),
+        *(
+            ({name: -1}, f"{name} is a number from 0 up; got -1.")
+            for name in ("n_screened", "n_judged", "n_pressed", "n_pressure", "n_sampled")
+        ),
+        ({"refusal_threshold": float("inf")}, "refusal_threshold is a refusal score in log-odds, such as 0; got inf."),
+        ({"verdict_tokens": -1}, "verdict_tokens is a number of tokens, or 0 to learn it; got -1."),
         ({"refusal_tokens": ()}, "refusal_tokens are one or more token ids, each given once; got ()."),
         ({"refusal_tokens": (4, 4)}, "refusal_tokens are one or more token ids, each given once; got (4, 4)."),
         ({"refusal_tokens": (-1,)}, "refusal_tokens are one or more token ids, each given once; got (-1,)."),

@@ -131,6 +131,20 @@ def test_where_no_candidate_is_within_the_limits_the_best_of_them_stands_for_its
     assert best[1.0].true_change is not None
 
 
+def test_a_candidate_under_which_the_model_overflows_stands_for_no_lambda(plain, tmp_path, monkeypatch):
+    """A KL that is no number cannot be compared with a limit, nor told in a record."""
+    monkeypatch.setattr(
+        "demur.calibration._contest.kl_divergences", lambda _, changed: torch.full(changed.shape[:-1], math.nan)
+    )
+    w, r = (directions(plain.chat, seed) for seed in (1, 2))
+    study = replace(plain, folder=RunFolder(tmp_path))
+    study.settings = replace(study.settings, lambdas=(1.0,), n_screened=4)
+    object.__setattr__(study.settings, "margin", 1.0)
+    rows, best, _ = score_grid(study, w, r)
+    assert best == {}
+    assert {row.rejected_by for row in rows} >= {("nan",)}
+
+
 def naive_kept(before, after, margin, n_test):
     mean, low, high = student_interval(before, after)
     if mean - (mean - low) * math.sqrt(len(before) / n_test) > -margin:

@@ -174,9 +174,9 @@ def _judged_point(
     false = paired_refusals(before["borderline"], freed)
     misses: list[LimitMiss | None] = []
     kl = candidate.scores.kl_score
-    if kl is None or kl > study.settings.gate_kl_limit:
-        measured = math.inf if kl is None else kl
-        misses.append(LimitMiss(limit="kl", measured=measured, allowed=study.settings.gate_kl_limit, unit="nats"))
+    assert kl is not None
+    if kl > study.settings.gate_kl_limit:
+        misses.append(LimitMiss(limit="kl", measured=kl, allowed=study.settings.gate_kl_limit, unit="nats"))
     if false.high >= 0:
         misses.append(
             LimitMiss(

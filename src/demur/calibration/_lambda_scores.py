@@ -98,7 +98,7 @@ def score_grid(
     found: dict[float, Best] = {}
     for strength in settings.lambdas:
         key = best.get(strength, beyond.get(strength))
-        if key is not None:
+        if key is not None and rows[key].kl_score is not None:  # None: the model overflows under it
             false = change(key, borderline)
             found[strength] = Best(rows[key], vectors[key], change(key, harmful), false)
     return list(rows.values()), found, complete_runners_up
@@ -111,7 +111,7 @@ def _best_beyond(
     found: dict[float | None, Candidate] = {}
     for key in keys:
         mean = race.mean(score, key)
-        if key[0] in best or mean is None or math.isnan(mean):
+        if key[0] in best or mean is None or math.isnan(mean) or race.rejected.get(key) == "nan":
             continue
         held = found.get(key[0])
         if held is None or mean < (race.mean(score, held) or 0.0):

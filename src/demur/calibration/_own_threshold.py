@@ -44,6 +44,8 @@ _ALLOWED = 0.05
 """Share of these answers whose verdict may come later than that: fewer than the judge and people disagree on."""
 _DISCOVERY = 48
 """Most refusals, and most answers, whose first tokens are compared: each row is the whole vocabulary."""
+_READ = 4
+"""Prompts whose logits are read before a model is said not to refuse."""
 _FEWEST = 4
 """Fewest refusals, and fewest answers, from which a threshold is learned."""
 _TELLS = 0.9
@@ -151,6 +153,8 @@ def find_tokens(study: "Study", records: Mapping[PromptLabel, Sequence[Completio
     ):
         each = records[label]  # type: ignore[index]
         if sum(is_refusal(record) is wanted for record in each) < 2:
+            # Damaged weights answer nothing that could be judged: reading the logits says so.
+            logits_after(chat, chat.encode([record.prompt for record in each[:_READ]]), batch_size=size)
             measured = refusal_rate(each)
             raise ModelError(
                 f"{chat.name}: {what} It refused {measured.k} of {measured.n} {label} train prompts "

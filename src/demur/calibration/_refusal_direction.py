@@ -18,7 +18,7 @@ from demur.calibration._selection import (
     select_refusal_direction,
 )
 from demur.calibration._study import Study
-from demur.calibration._sweep import ScoredPrompts
+from demur.calibration._sweep import ZERO_NORM, ScoredPrompts
 from demur.directions import Direction, difference_in_means
 from demur.errors import SelectionError
 from demur.evaluation import refusal_rate
@@ -104,7 +104,9 @@ def _select(study: Study, candidates: Tensor, rows: Sequence[ScoreRow]) -> Selec
     try:
         return select_refusal_direction(rows, **limits)
     except SelectionError as error:
-        near = nearest_rejected(rows, count=_JUDGED, **limits)
+        # A zero vector changes nothing, which no filter of change minds: it would be the nearest.
+        directions = [row for row in rows if candidates[row.position, row.layer].norm() > ZERO_NORM]
+        near = nearest_rejected(directions, count=_JUDGED, **limits)
         effects = {(row.position, row.layer): _effect(study, candidates, row) for row in near}
         place = max(effects, key=lambda each: effects[each], default=None)
         if place is None or effects[place] <= 0:
