@@ -11,7 +11,7 @@ from demur.models import ChatTemplate, fine_tuned
 from demur.records import DriftCheckpoint, DriftRecord, read_record
 from demur.testing import TOY_MODEL, tiny_chat_model
 
-PLAIN = DriftSettings(n_probes=24, max_new_tokens=24, reselect=False)
+PLAIN = DriftSettings(n_probes=32, max_new_tokens=24, reselect=False)
 SILENT = replace(PLAIN, behaviour=False)
 
 
@@ -73,7 +73,7 @@ def test_w_is_of_the_borderline_prompts_that_the_first_checkpoint_would_refuse(f
     out, record = finished
     first = DriftFolder(out).checkpoints.read(DriftCheckpoint)[0]
     hashes, scores = record.reference.probes["borderline"], first.scores["borderline"]
-    refused = {each for each, score in zip(hashes, scores, strict=True) if score > 0}
+    refused = {each for each, score in zip(hashes, scores, strict=True) if score > record.reference.threshold}
     assert set(record.reference.falsely_refused) == refused
     assert 16 <= len(refused) < len(hashes)
 
