@@ -45,7 +45,7 @@ def test_the_same_command_again_gives_the_same_at_once(nothing):
 
 def test_there_is_nothing_to_export(nothing, tmp_path):
     run, _, _ = nothing
-    called = call("export", run, "--format", "adapter", "--out", tmp_path / "out", "--json")
+    called = call("export", run, "--format", "adapter", "--to", tmp_path / "out", "--json")
     assert called.code == 100
     error = error_of(called)
     assert error["type"] == "GateError"
