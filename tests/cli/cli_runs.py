@@ -12,9 +12,9 @@ from demur.cli import main
 from demur.testing import toy_prompts
 
 LABELS = ("harmful", "harmless", "borderline")
-SIZES = {"train": 64, "validation": 16, "test": 20}
+SIZES = {"train": 64, "validation": 32, "test": 20}
 LENIENT = [
-    *("--lambdas", "1,0.7", "--margin", "0.05", "--gate-kl-limit", "1", "--kl-limit", "2", "--induce-minimum", "-15"),
+    *("--lambdas", "0.7,0.6", "--margin", "0.05", "--gate-kl-limit", "1", "--kl-limit", "2", "--induce-minimum", "-15"),
     *("--max-new-tokens", "24", "--batch-size", "32", "--no-pressure"),
 ]
 

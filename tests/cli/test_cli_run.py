@@ -51,7 +51,7 @@ def test_the_result_is_one_json_document(cli_run):
 
 def test_options_reach_the_settings(cli_run):
     settings = json.loads((cli_run.run / "run.json").read_text())["settings"]
-    assert settings["lambdas"] == [1.0, 0.7]
+    assert settings["lambdas"] == [0.7, 0.6]
     assert (settings["margin"], settings["gate_kl_limit"], settings["kl_limit"]) == (0.05, 1.0, 2.0)
     assert (settings["induce_minimum"], settings["max_new_tokens"], settings["batch_size"]) == (-15.0, 24, 32)
     assert (settings["seed"], settings["refusal_tokens"], settings["layer_fraction"]) == (0, None, 0.8)
