@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
+from demur.calibration._settings import CalibrationSettings
 from demur.errors import InputError, ModelError
 from demur.evaluation import (
     Judgement,
+    Runner,
     SettlingJudge,
     discover_refusal_tokens,
     fit_threshold,
@@ -19,6 +21,8 @@ from demur.evaluation import (
     scores_after,
     separation,
 )
+from demur.models import ChatModel
+from demur.prompts import Prompt, PromptSet
 from demur.records import (
     BASE_MODEL,
     CompletionRecord,
@@ -27,10 +31,7 @@ from demur.records import (
     RefusalToken,
     ScoreReading,
 )
-from demur.types import PromptLabel
-
-if TYPE_CHECKING:
-    from demur.calibration._study import Study
+from demur.types import Progress, PromptLabel, Split
 
 LABELS: tuple[PromptLabel, ...] = ("harmful", "borderline", "harmless")
 _WHOLE = 16
@@ -55,6 +56,27 @@ _OPENINGS = (1, 2, 3, 4)
 """Tokens of the model's own refusal that are forced where its first token does not tell."""
 
 
+class Learning(Protocol):
+    """What is used of a study here."""
+
+    chat: ChatModel
+    prompts: Mapping[PromptLabel, PromptSet]
+    settings: CalibrationSettings
+    runner: Runner
+    progress: Progress
+    warnings: list[str]
+
+    def split(self, label: PromptLabel, split: Split) -> tuple[Prompt, ...]:
+        """Prompts of one set and split."""
+
+    def encode(self, label: PromptLabel, split: Split, indices: Sequence[int] | None = None) -> list[list[int]]:
+        """Their token ids."""
+
+    @property
+    def refusal_tokens(self) -> tuple[RefusalToken, ...]:
+        """The first tokens of the model's refusals."""
+
+
 @dataclass(frozen=True)
 class Answered:
     """Train prompts with what the unchanged model did."""
@@ -69,7 +91,7 @@ class Answered:
 
 
 def answered_train(
-    study: "Study", known: RefusalThreshold | None = None
+    study: Learning, known: RefusalThreshold | None = None
 ) -> tuple[dict[PromptLabel, list[CompletionRecord]], int, int]:
     """Judged answers to train prompts of every set; how long answers must be to be judged; verdicts that this changes.
 
@@ -99,7 +121,7 @@ def answered_train(
     return {label: [*whole[label], *rest[label]] for label in present}, length, changes
 
 
-def _verdict_length(study: "Study", records: Sequence[CompletionRecord]) -> tuple[int, int]:
+def _verdict_length(study: Learning, records: Sequence[CompletionRecord]) -> tuple[int, int]:
     settings = study.settings
     if settings.verdict_tokens:
         return min(settings.verdict_tokens, settings.max_new_tokens), 0
@@ -137,7 +159,7 @@ def as_answered(records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> An
     )
 
 
-def find_tokens(study: "Study", records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> tuple[RefusalToken, ...]:
+def find_tokens(study: Learning, records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> tuple[RefusalToken, ...]:
     """The tokens of the refusal score: the user's, or found from the model's own refusals and answers.
 
     Raises:
@@ -174,7 +196,7 @@ def _spread(indices: Sequence[int], most: int) -> list[int]:
     return [indices[number * len(indices) // most] for number in range(most)] if len(indices) > most else list(indices)
 
 
-def _given_tokens(study: "Study", tokens: Sequence[int]) -> tuple[RefusalToken, ...]:
+def _given_tokens(study: Learning, tokens: Sequence[int]) -> tuple[RefusalToken, ...]:
     size = logits_after(study.chat, study.encode("harmful", "train")[:1]).shape[-1]
     if max(tokens) >= size:
         raise InputError(
@@ -190,7 +212,7 @@ def _given_tokens(study: "Study", tokens: Sequence[int]) -> tuple[RefusalToken, 
 
 
 def learn_threshold(
-    study: "Study", records: Mapping[PromptLabel, Sequence[CompletionRecord]], length: int, changes: int
+    study: Learning, records: Mapping[PromptLabel, Sequence[CompletionRecord]], length: int, changes: int
 ) -> RefusalThreshold:
     """Where the refusal score tells refusals from answers, of the ways of reading it that tell best.
 
@@ -248,7 +270,7 @@ def _tells(reading: ScoreReading) -> bool:
     return reading.auroc >= _TELLS or reading.low >= _SURELY
 
 
-def _read(study: "Study", answered: Answered, opening: tuple[int, ...]) -> tuple[ScoreReading, list[float]]:
+def _read(study: Learning, answered: Answered, opening: tuple[int, ...]) -> tuple[ScoreReading, list[float]]:
     """Scores of all answered prompts after a forced opening, and how well they tell."""
     chat, size = study.chat, study.settings.batch_size
     encoded = [[*tokens, *opening] for tokens in chat.encode(answered.texts)]
@@ -277,7 +299,7 @@ def _read(study: "Study", answered: Answered, opening: tuple[int, ...]) -> tuple
     return reading, values
 
 
-def _commonest_opening(records: Sequence[CompletionRecord], study: "Study") -> tuple[int, ...]:
+def _commonest_opening(records: Sequence[CompletionRecord], study: Learning) -> tuple[int, ...]:
     """The first tokens that most refusals begin with, token by token."""
     tokenizer = study.chat.tokenizer
     rows = [
