@@ -15,16 +15,17 @@ from _common import Result, Work, arguments, counted, finish
 import demur
 from demur.activations import mean_activations
 from demur.calibration import CalibrationSettings
-from demur.calibration._false_refusal_direction import find_operating_point, too_many_lost
+from demur.calibration._false_refusal_direction import find_operating_point
+from demur.calibration._lambda_choice import too_many_lost
 from demur.calibration._refusal_direction import find_refusal_direction
 from demur.calibration._study import Study
 from demur.directions import difference_in_means, orthogonalize
 from demur.evaluation import PhraseJudge, Runner, is_refusal
 from demur.interventions import DirectionalAblation
 from demur.models import ChatModel
-from demur.records import BASE_MODEL, RunFolder
+from demur.records import BASE_MODEL, CompletionRecord, RunFolder
 from demur.testing import load_toy_chat_model, toy_prompt_sets
-from demur.types import SilentProgress
+from demur.types import PromptLabel, SilentProgress
 
 PUBLISHED = 200 * 100 * 100
 """Tokens of a search of 200 trials, each judged on 100 prompts of at most 100 tokens."""
@@ -112,23 +113,19 @@ def decide_naively(chat: ChatModel, settings: CalibrationSettings, limit: int | 
                 if vectors[place].norm() == 0:
                     continue
                 after = refusals(study, DirectionalAblation(vectors[place]))
-                pairs = list(zip(before["harmful"], after["harmful"], strict=True))
-                lost, gained = (sum(pair == each for pair in pairs) for each in ((True, False), (False, True)))
-                if not too_many_lost(study, len(pairs), lost, gained):
-                    found.append(sum(after["borderline"]) / len(after["borderline"]))
+                if not too_many_lost(study, before["harmful"], after["harmful"]):
+                    found.append(sum(map(bool, map(is_refusal, after["borderline"]))) / len(after["borderline"]))
     return min(found)
 
 
-def refusals(study: Study, intervention: DirectionalAblation | None) -> dict[str, list[bool]]:
-    """Which validation prompts are refused."""
+def refusals(study: Study, intervention: DirectionalAblation | None) -> dict[PromptLabel, list[CompletionRecord]]:
+    """Judged answers to the validation prompts."""
+    labels: tuple[PromptLabel, PromptLabel] = ("harmful", "borderline")
     return {
-        label: [
-            bool(is_refusal(record))
-            for record in study.runner.complete(
-                study.split(label, "validation"), condition=BASE_MODEL, split="validation", intervention=intervention
-            )
-        ]
-        for label in ("harmful", "borderline")
+        label: study.runner.complete(
+            study.split(label, "validation"), condition=BASE_MODEL, split="validation", intervention=intervention
+        )
+        for label in labels
     }
 
 

@@ -94,7 +94,8 @@ def test_the_file_is_identified_by_its_hash(written, tmp_path):
 @pytest.mark.parametrize(
     ("stored", "auto"), [("Q8_0", "float32"), ("F16", "float16"), ("BF16", "bfloat16"), (None, "float32")]
 )
-def test_auto_is_the_files_own_precision_and_float32_where_it_is_quantised(stored, auto, tmp_path):
+def test_auto_is_the_files_own_precision_and_float32_where_it_is_quantised(stored, auto, tmp_path, monkeypatch):
+    monkeypatch.setattr("demur.models._precision._native_half", lambda: True)
     path = write_gguf(tmp_path / "tiny.gguf", model_of(), dtype=stored)
     assert load_chat_model(str(path), device="cpu").identity.dtype == auto
     chat = load_chat_model(str(path), device="cpu", dtype="float64")

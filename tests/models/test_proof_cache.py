@@ -66,7 +66,7 @@ def test_other_weights_are_proved_anew(folder, tmp_path, monkeypatch):
     load_chat_model(str(folder))
     tiny_model("llama", dtype=torch.bfloat16, seed=1).save_pretrained(folder)
     load_chat_model(str(folder))
-    load_chat_model(str(folder), dtype="float32")
+    load_chat_model(str(folder), dtype="float64")
     assert len(ran) == len(stored(tmp_path)) == 3
 
 
