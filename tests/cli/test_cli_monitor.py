@@ -45,13 +45,12 @@ def test_no_text_of_a_prompt_reaches_the_terminal_or_the_files(monitored):
 
 
 def test_a_rate_that_the_prompts_cannot_hold_is_said(monitored, tmp_path):
-    called = call("monitor", TOY_MODEL, *monitored.options, "--out", tmp_path / "out", "--json")
+    words = ("monitor", TOY_MODEL, *monitored.options, "--out", tmp_path / "out", "--json")
+    called = call(*words, "--false-positive-rate", "0.02")
     error = error_of(called)
     assert (called.code, error["type"]) == (2, "InputError")
-    assert "16 validation harmful prompts cannot hold a false-positive rate of 0.05" in error["message"]
-    assert "Give 19 or more" in error["message"]
+    assert "32 validation harmful prompts cannot hold a false-positive rate of 0.02" in error["message"]
+    assert "Give 49 or more" in error["message"]
     assert not (tmp_path / "out").exists()
-    wrong = call(
-        "monitor", TOY_MODEL, *monitored.options, "--out", tmp_path / "out", "--false-positive-rate", "5", "--json"
-    )
+    wrong = call(*words, "--false-positive-rate", "5")
     assert "lies between 0 and 1, such as 0.05; got 5" in error_of(wrong)["message"]
