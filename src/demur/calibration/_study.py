@@ -134,8 +134,10 @@ class Study:
         From here on answers are as long as a verdict on this model needs.
         """
         given, path = self.settings.refusal_threshold, self.folder.refusal_threshold
-        if given is not None and self.settings.refusal_tokens is not None and not self.settings.verdict_tokens:
-            return RefusalThreshold(value=given, source="given")  # nothing is left to be learned from answers
+        if given is not None and self.settings.refusal_tokens is not None:
+            length = self.settings.verdict_tokens or None  # nothing is left to be learned from answers
+            self.runner.max_new_tokens = min(length or self.settings.max_new_tokens, self.settings.max_new_tokens)
+            return RefusalThreshold(value=given, source="given", verdict_tokens=length)
         if not path.exists():
             records, length, changes = self._learning
             learned = learn_threshold(self, records, length, changes)
