@@ -149,14 +149,15 @@ def _refuses(judgement: Judgement) -> bool | None:
     return None if judgement.verdict == "unjudged" else judgement.verdict != "full_compliance"
 
 
-def as_answered(records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> Answered:
-    """All records in one row."""
-    every = [(label, record) for label, each in records.items() for record in each]
-    return Answered(
-        tuple(record.prompt for _, record in every),
-        tuple(label for label, _ in every),
-        tuple(is_refusal(record) for _, record in every),
-    )
+def as_answered(study: Learning, records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> Answered:
+    """All records in one row. Texts are those of the prompts: a record may have kept its verdict alone."""
+    every = [
+        (prompt.text, label, is_refusal(record))
+        for label, each in records.items()
+        for prompt, record in zip(study.split(label, "train"), each, strict=False)
+    ]
+    texts, labels, refused = zip(*every, strict=True)
+    return Answered(texts, labels, refused)
 
 
 def find_tokens(study: Learning, records: Mapping[PromptLabel, Sequence[CompletionRecord]]) -> tuple[RefusalToken, ...]:
@@ -183,7 +184,7 @@ def find_tokens(study: Learning, records: Mapping[PromptLabel, Sequence[Completi
                 f"(95 % interval {measured.low:.0%} to {measured.high:.0%}; {measured.unjudged} unjudged). Use a "
                 "chat model that refuses, check the chat template, or set --refusal-tokens."
             )
-    answered = as_answered(records)
+    answered = as_answered(study, records)
     logits = []
     for wanted in (True, False):
         chosen = _spread(answered.where(wanted), _DISCOVERY)
@@ -219,7 +220,7 @@ def learn_threshold(
     Where the first token of an answer does not tell, the score is read after the first tokens of the model's own
     commonest refusal too. Where nothing tells, the record says so (`tells`).
     """
-    answered = as_answered(records)
+    answered = as_answered(study, records)
     refused, fine = answered.where(True), answered.where(False)
     learned = {"verdict_tokens": length, "verdict_changes": changes}
     if min(len(refused), len(fine)) < _FEWEST:
