@@ -210,6 +210,7 @@ def learned(monkeypatch, telling_after, *, refused=30, answered=30, unjudged=2):
     study = SimpleNamespace(
         chat=FakeChat(verdicts), settings=CalibrationSettings(batch_size=4), warnings=[],
         refusal_tokens=(RefusalToken(id=TELLING, text="", probability_refused=None, probability_answered=None),),
+        split=lambda label, _split: [SimpleNamespace(text=each.prompt) for each in records[label]],
     )  # fmt: skip
     return learn_threshold(study, records, 48, 1), study
 
