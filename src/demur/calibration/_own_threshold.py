@@ -224,11 +224,12 @@ def learn_threshold(
     refused, fine = answered.where(True), answered.where(False)
     learned = {"verdict_tokens": length, "verdict_changes": changes}
     if min(len(refused), len(fine)) < _FEWEST:
-        study.warnings.append(
+        note = (
             f"Of {len(answered.texts)} judged answers to train prompts {len(refused)} are refusals and {len(fine)} are "
             "answers, too few to learn from which refusal score on this model refuses; the papers' 0 is used."
         )
-        return RefusalThreshold(value=0.0, source="given", **learned)
+        study.warnings.append(note)
+        return RefusalThreshold(value=0.0, source="given", note=note, **learned)
     tried: list[tuple[ScoreReading, list[float]]] = [_read(study, answered, ())]
     if not _tells(tried[0][0]):
         opening = _commonest_opening([record for each in records.values() for record in each], study)
@@ -238,12 +239,14 @@ def learn_threshold(
         [scores[index] for index in refused], [scores[index] for index in fine], seed=study.settings.seed
     )
     tells = _tells(reading)
+    note = ""
     if not tells:
-        study.warnings.append(
+        note = (
             f"The refusal score does not tell this model's refusals from its answers (AUROC {reading.auroc:.2f}, "
             f"{reading.low:.2f} to {reading.high:.2f}): directions are fitted on judged verdicts, and candidates are "
             "kept by judged answers."
         )
+        study.warnings.append(note)
     judged = {
         label: JudgedScores(
             refused=tuple(scores[index] for index in refused if answered.labels[index] == label),
@@ -259,6 +262,7 @@ def learn_threshold(
         low=fit.low,
         high=fit.high,
         tells=tells,
+        note=note,
         reading=reading,
         tried=tuple(each for each, _ in tried),
         wrong=fit.wrong,

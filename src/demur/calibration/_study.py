@@ -138,12 +138,24 @@ class Study:
             length = self.settings.verdict_tokens or None  # nothing is left to be learned from answers
             self.runner.max_new_tokens = min(length or self.settings.max_new_tokens, self.settings.max_new_tokens)
             return RefusalThreshold(value=given, source="given", verdict_tokens=length)
-        if not path.exists():
+        if path.exists():
+            if note := read_record(path, RefusalThreshold).note:
+                self.warnings.append(note)  # a run that goes on says what one that was not cut says
+        else:
             records, length, changes = self._learning
             learned = learn_threshold(self, records, length, changes)
             if given is not None:
+                self.warnings[:] = [each for each in self.warnings if each != learned.note]  # of what is not used
                 learned = learned.model_copy(
-                    update={"value": given, "source": "given", "slope": None, "low": None, "high": None, "tells": True}
+                    update={
+                        "value": given,
+                        "source": "given",
+                        "slope": None,
+                        "low": None,
+                        "high": None,
+                        "tells": True,
+                        "note": "",
+                    }
                 )
             write_record(path, learned)
         record = read_record(path, RefusalThreshold)

@@ -35,7 +35,7 @@ class PromptRemedy(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder or .gguf file.")]
 Source = (
     "JSONL, JSON, CSV, Parquet or text file (FILE or FILE:column), hf://dataset[/config]?split=..&column=.., "
     "set:NAME, mix:NAME or demur:NAME (demur prompts list)"

@@ -56,6 +56,8 @@ class RefusalThreshold(Record):
     """Judged answers on the wrong side of the threshold."""
     judged: dict[PromptLabel, JudgedScores] = Field(default_factory=dict)
     """What it was learned from, by kind of prompt."""
+    note: str = ""
+    """What a reader must know of it, such as that the score does not tell; empty where nothing is wrong."""
     verdict_tokens: int | None = None
     """Tokens of an answer that are generated to judge it, where that was learned from these answers."""
     verdict_changes: int = 0

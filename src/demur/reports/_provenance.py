@@ -130,6 +130,8 @@ def _direction_table(name: str, card: DirectionCard) -> Table:
         ("Candidates", f"{card.n_candidates}, of which {card.n_survivors} passed the filters", "text"),
         ("Prompts behind each mean", ", ".join(f"{key} {n}" for key, n in sorted(card.n_fit.items())), "text"),
     ]
+    if card.unmet_filters:
+        rows.append(("Published filters not met; judged answers decided", ", ".join(card.unmet_filters), "text"))
     if card.cosine_with_refusal_direction is not None:
         rows.append(("Cosine with r, before r is taken out", number(card.cosine_with_refusal_direction), "text"))
     return _pairs(name, rows)

@@ -4,8 +4,6 @@ from demur.records import RefusalThreshold, ScoreReading
 from demur.reports._format import number
 from demur.reports._tables import Cell, Table
 
-_KINDS = {"harmful": "harmful", "borderline": "borderline", "harmless": "harmless"}
-
 
 def threshold_words(threshold: RefusalThreshold) -> tuple[str, ...]:
     """What the threshold is and how far to trust it."""
@@ -48,7 +46,7 @@ def threshold_tables(threshold: RefusalThreshold) -> tuple[Table, ...]:
     if threshold.judged:
         rows = tuple(
             (
-                Cell(_KINDS[label]),
+                Cell(label),
                 Cell(str(len(each.refused)), kind="number"),
                 Cell(str(sum(score <= threshold.value for score in each.refused)), kind="number"),
                 Cell(str(len(each.answered)), kind="number"),
