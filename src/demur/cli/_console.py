@@ -210,7 +210,7 @@ def _inspection_lines(inspection: Inspection) -> Iterator[str]:
     if same is not None:
         yield (
             f"runtime against folded weights: logits differ by {same.logit_difference:.1e} (the ablation changes them "
-            f"by {same.logit_change:.2g}); {same.same_tokens} of {same.tokens} greedy tokens are the same"
+            f"by {same.logit_change:.2g}); {same.same_tokens} of {same.tokens} next tokens are the same"
         )
     if template is not None:
         tokens = " ".join(f"{one.position}:{one.text!r}" for one in template.positions)

@@ -103,13 +103,12 @@ def discover_refusal_tokens(
     p_answered = torch.softmax(answered.to(torch.float64), -1).mean(0).cpu()
     firsts = torch.bincount(every.argmax(-1).cpu(), minlength=len(p_refused)) / len(every)
     order = torch.argsort(p_refused - p_answered, descending=True)[: 4 * at_most].tolist()
+    # A token that answers begin with as well says nothing; where every one is such, the first must do.
+    telling = [each for each in order if p_refused[each] >= 3 * p_answered[each] and p_refused[each] >= 0.01]
     taken: list[RefusalToken] = []
     covered = 0.0
-    for token in order:
-        # A token that answers begin with as well says nothing; the first one is taken in any case.
-        tells = p_refused[token] >= 3 * p_answered[token] and p_refused[token] >= 0.01
-        wanted = covered < coverage or firsts[token] >= _OWN_OPENING
-        if len(taken) == at_most or (taken and not (tells and wanted)):
+    for token in telling or order[:1]:
+        if len(taken) == at_most or (covered >= coverage and firsts[token] < _OWN_OPENING):
             continue
         taken.append(
             RefusalToken(

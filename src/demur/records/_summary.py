@@ -93,8 +93,8 @@ class DirectionCard(Record):
     norm: float
     """Euclidean norm of the difference in means."""
     scores: dict[str, Mean]
-    """Validation scores of the candidate over prompts; refusal scores are log-odds, KL is in nats, harmful_kept a
-    share."""
+    """Validation scores of the candidate over prompts; refusal scores are log-odds, KL is in nats, and
+    refusal_probability_harmful is a share."""
     n_candidates: int
     n_survivors: int
     unmet_filters: tuple[str, ...] = ()
